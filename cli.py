@@ -1,0 +1,120 @@
+"""The one command, `xacle`: a thin door to the rooms behind it. Heavy imports wait until a sub-command needs them."""
+
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="Scores how well a sound matches a caption (0-10)."
+)
+convert_app = typer.Typer(no_args_is_help=True, help="Turn released checkpoints into transformers folders.")
+app.add_typer(convert_app, name="convert")
+
+
+class Dtype(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Window(str, Enum):
+    mean = "mean"
+    first = "first"
+
+
+class OnError(str, Enum):
+    stop = "stop"
+    skip = "skip"
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Option(help="Model folder or Hub id.")],
+    audio: Annotated[str | None, typer.Option(help="One sound: a file or an http(s) URL.")] = None,
+    text: Annotated[str | None, typer.Option(help="Its caption.")] = None,
+    input: Annotated[Path | None, typer.Option(help="A table (.csv, .jsonl) with wav_file_name and text.")] = None,
+    audio_dir: Annotated[Path | None, typer.Option(help="Folder of the table's files; by default the table's own.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write wav_file_name and pred_score (.csv, .jsonl).")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="10 s windows scored at once. Changes no score.")] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; the best there is by default.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the weights.")] = Dtype.float32,
+    window: Annotated[Window, typer.Option(help="Clips over 10 s: average of 10 s windows, or the first only.")] = Window.mean,
+    on_error: Annotated[
+        OnError, typer.Option(help="Rows that cannot be scored: stop before any work, or skip and list them in a file.")
+    ] = OnError.stop,
+):
+    """Score one sound and caption, or a table of them.
+
+    xacle score --model DIR --audio dog.wav --text "A dog barks"
+
+    xacle score --model DIR --input pairs.csv --audio-dir wav --output scores.csv
+    """
+    single, table = (audio, text), (input, output)
+    if any(single) == any(table) or (any(single) and not all(single)) or (any(table) and not all(table)):
+        raise typer.BadParameter("pass either --audio and --text, or --input and --output")
+    if input is None:
+        from xacle.scoring.scorer import Scorer
+        from xacle.scoring.tables import shortest
+
+        if not text.strip():
+            raise typer.BadParameter("the caption is empty", param_hint="--text")
+        scorer = Scorer.from_pretrained(model, device, dtype.value)
+        typer.echo(shortest(scorer.score([audio], [text], window=window.value)[0]))
+    else:
+        from xacle.scoring.score_table import score_table
+
+        scored, rejected = score_table(
+            model, input, audio_dir or input.parent, output, batch_size, device, dtype.value, window.value, on_error.value
+        )
+        typer.echo(f"{scored} pairs scored: {output}", err=True)
+        if rejected:
+            typer.echo(f"{rejected[1]} rows skipped, with reasons: {rejected[0]}", err=True)
+
+
+@convert_app.command("tmu")
+def convert_tmu(
+    source: Annotated[str, typer.Argument(help="Released folder or Hub id (config.json and model.pt), or a checkpoint file.")],
+    output: Annotated[Path, typer.Argument(help="New folder for the converted model.")],
+    llm: Annotated[str | None, typer.Option(help="Folder or Hub id of the language model (config and tokenizer only).")] = None,
+):
+    """The authors' released scorer -> a folder that AutoModel loads."""
+    from xacle.conversion.tmu import convert_tmu
+
+    typer.echo(f"converted: {convert_tmu(source, output, llm)}")
+
+
+@convert_app.command("beats")
+def convert_beats(
+    file: Annotated[Path, typer.Argument(help="Microsoft's BEATs checkpoint (.pt), pre-trained or fine-tuned.")],
+    output: Annotated[Path, typer.Argument(help="New folder for the converted encoder.")],
+):
+    """A BEATs audio encoder -> a folder that AutoModel loads."""
+    from xacle.conversion.beats import convert_beats
+
+    typer.echo(f"converted: {convert_beats(file, output)}")
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for the demo's model, sounds and scores.")] = Path("demo_output")):
+    """Score generated sounds with a tiny model of random weights: a check that everything works, no quality."""
+    from xacle.demo.random_weights import run_demo
+
+    run_demo(out)
+
+
+def main():
+    """Run the command; what the user can mend is told in one line, without a traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours says what takes long; loading does not
+    try:
+        app()
+    except (OSError, ValueError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Microsoft's BEATs checkpoints (`{"cfg": ..., "model": ...}`) -> a transformers folder."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from xacle.configuration_xacle import BeatsConfig
+from xacle.conversion.checkpoint import check_output_folder, model_from_tensors, read_checkpoint
+from xacle.modeling_beats import BeatsForAudioClassification, BeatsModel
+from xacle.processing_xacle import XacleFeatureExtractor
+
+# Microsoft's names -> ours. Newer PyTorch (and SpeechBrain >= 1.1) stores the weight norm as a parametrization.
+RENAMES = [
+    (r"^patch_embedding\.", "embeddings.patch_embedding."),
+    (r"^layer_norm\.", "embeddings.layer_norm."),
+    (r"^post_extract_proj\.", "embeddings.projection."),
+    (r"^encoder\.pos_conv\.0\.(weight_g|parametrizations\.weight\.original0)$", "encoder.pos_conv_embed.magnitude"),
+    (r"^encoder\.pos_conv\.0\.(weight_v|parametrizations\.weight\.original1)$", "encoder.pos_conv_embed.direction"),
+    (r"^encoder\.pos_conv\.0\.bias$", "encoder.pos_conv_embed.bias"),
+    (r"\.self_attn_layer_norm\.", ".attention_layer_norm."),
+    (r"\.self_attn\.grep_linear\.", ".attention.gru_rel_pos_linear."),
+    (r"\.self_attn\.grep_a$", ".attention.gru_rel_pos_const"),
+    (r"\.self_attn\.", ".attention."),
+]
+BIAS_TABLE = re.compile(r"^encoder\.layers\.\d+\.self_attn\.relative_attention_bias\.weight$")
+
+# cfg -> BeatsConfig. What is missing here must have the value below: nothing else was ever released.
+CONFIG_NAMES = {
+    "encoder_layers": "num_hidden_layers",
+    "encoder_embed_dim": "hidden_size",
+    "encoder_ffn_embed_dim": "intermediate_size",
+    "encoder_attention_heads": "num_attention_heads",
+    "activation_fn": "hidden_act",
+    "dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "encoder_layerdrop": "layerdrop",
+    "dropout_input": "input_dropout",
+    "conv_bias": "conv_bias",
+    "conv_pos": "num_conv_pos_embeddings",
+    "conv_pos_groups": "num_conv_pos_embedding_groups",
+    "num_buckets": "num_buckets",
+    "max_distance": "max_bucket_distance",
+    "deep_norm": "deep_norm",
+    "input_patch_size": "patch_size",
+    "embed_dim": "patch_embed_dim",
+    "predictor_dropout": "classifier_dropout",
+}
+FIXED = {"layer_norm_first": False, "relative_position_embedding": True, "gru_rel_pos": True}
+
+
+def rename_beats_tensors(tensors: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
+    """Microsoft's state dict, without `predictor.*` -> `BeatsModel`'s.
+
+    The relative position table, which all layers share, may stand in the first layer only or be repeated in every one.
+
+    Raises:
+        ValueError: if two tensors claim one name or the repeated tables differ.
+    """
+    renamed, tables = {}, {}
+    for name, tensor in tensors.items():
+        if BIAS_TABLE.match(name):
+            tables[name] = tensor
+            continue
+        new_name = name
+        for pattern, replacement in RENAMES:
+            new_name = re.sub(pattern, replacement, new_name)
+        if new_name in renamed:
+            raise ValueError(f"'{source}' holds two tensors for {new_name}, one of them {name}")
+        renamed[new_name] = tensor
+    if tables:
+        first = next(iter(tables.values()))
+        if different := [name for name, table in tables.items() if not torch.equal(table, first)]:
+            raise ValueError(f"'{source}' holds relative position tables that differ, but the layers share one: {different}")
+        renamed["encoder.relative_attention_bias.weight"] = first
+    return renamed
+
+
+def config_from_cfg(cfg: dict, source: str) -> BeatsConfig:
+    """Microsoft's `cfg` -> `BeatsConfig`. Raises `ValueError` for variants that were never released."""
+    if wrong := {name: cfg[name] for name, value in FIXED.items() if cfg.get(name, value) != value}:
+        raise ValueError(f"'{source}' is a BEATs variant that is not supported: {wrong}, expected {FIXED}")
+    return BeatsConfig(**{ours: cfg[theirs] for theirs, ours in CONFIG_NAMES.items() if theirs in cfg})
+
+
+def convert_beats(file: str | Path, output: str | Path) -> Path:
+    """Convert a BEATs `.pt` file, pre-trained or fine-tuned (then with its classes), to a transformers folder.
+
+    Args:
+        file: E.g. `BEATs_iter3_plus_AS2M.pt` or `BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt`.
+        output: New folder: `BeatsModel`, or `BeatsForAudioClassification` if the file has a predictor, and the feature
+            extractor.
+
+    Raises:
+        FileNotFoundError, FileExistsError: for a missing file or an output folder in use.
+        ValueError: if the file is no BEATs checkpoint or does not match its own `cfg` exactly; the message names the tensors.
+    """
+    output = check_output_folder(output)
+    checkpoint = read_checkpoint(file)
+    if not {"cfg", "model"} <= checkpoint.keys():
+        raise ValueError(f"'{file}' is no BEATs checkpoint: it has {sorted(checkpoint)[:5]}, not 'cfg' and 'model'")
+    tensors, classifier = {}, {}
+    for name, tensor in checkpoint["model"].items():
+        (classifier if name.startswith("predictor.") else tensors)[name] = tensor
+    config = config_from_cfg(checkpoint["cfg"], str(file))
+    tensors = rename_beats_tensors(tensors, str(file))
+    if classifier:
+        tensors = {f"beats.{name}": tensor for name, tensor in tensors.items()}
+        tensors.update({name.replace("predictor.", "classifier."): tensor for name, tensor in classifier.items()})
+        labels = checkpoint.get("label_dict") or range(len(classifier["predictor.bias"]))
+        config.id2label = {int(index): str(labels[index]) for index in labels}
+        config.label2id = {label: index for index, label in config.id2label.items()}
+        config.problem_type = "multi_label_classification"
+    model_class = BeatsForAudioClassification if classifier else BeatsModel
+    model_from_tensors(model_class, config, tensors, str(file)).save_pretrained(output)
+    XacleFeatureExtractor().save_pretrained(output)
+    return output

@@ -1,0 +1,60 @@
+"""Reading foreign checkpoints safely, and writing them as exact transformers folders."""
+
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Load a PyTorch checkpoint without executing pickled code, memory-mapped where its format allows.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no checkpoint, or holds more than tensors and plain containers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at '{path}'")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"'{path}' cannot be read as a checkpoint of tensors: {str(error).splitlines()[0]}. Only files that need no "
+            "pickled code are read; re-save the plain state dict with `torch.save(model.state_dict(), ...)`"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not a dict")
+    return checkpoint
+
+
+def model_from_tensors(model_class: type[PreTrainedModel], config, tensors: dict, source: str) -> PreTrainedModel:
+    """Build `model_class` around `tensors` (no copy) after checking that names and shapes match exactly.
+
+    Raises:
+        ValueError: naming every missing, unexpected and misshapen tensor.
+    """
+    with torch.device("meta"):
+        model = model_class(config)
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
+    problems += [f"unexpected: {name} {list(tensor.shape)}" for name, tensor in tensors.items() if name not in expected]
+    problems += [
+        f"shape of {name}: {list(tensors[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in tensors and list(tensors[name].shape) != shape
+    ]
+    if problems:
+        raise ValueError(f"'{source}' does not fit {model_class.__name__}:\n  " + "\n  ".join(problems))
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+def check_output_folder(folder: str | Path) -> Path:
+    """An output folder must be new or empty: nothing of the user's is overwritten."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"'{folder}' exists and is not an empty folder; choose another output")
+    return folder

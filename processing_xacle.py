@@ -1,0 +1,470 @@
+"""Sound and caption -> tensors: `XacleFeatureExtractor` (waveform -> fbank) and `XacleProcessor` (both).
+
+sound, any rate or channels --decode, mono, 16 kHz--> [160000] --fbank--> [998, 128] --normalise--> input_features
+caption --tokenise as plain text--> ids <|AUDIO_START|> <|AUDIO|>x100 <|AUDIO_END|> <|SCORE|> --> input_ids
+"""
+
+import base64
+import math
+import os
+from functools import lru_cache
+from itertools import groupby
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor
+from transformers.audio_utils import load_audio
+from transformers.utils import is_soxr_available, logging
+
+# Saving the processor copies the modules it imports: this line makes the pipeline travel with the model folder.
+from .pipeline_xacle import XaclePipeline  # noqa: F401
+
+if is_soxr_available():
+    import soxr
+
+logger = logging.get_logger(__name__)
+
+# Kaldi's fbank as BEATs was trained on (16 kHz).
+SAMPLING_RATE = 16000
+FRAME_LENGTH = 400  # 25 ms
+HOP_LENGTH = 160  # 10 ms
+FFT_LENGTH = 512
+PREEMPHASIS = 0.97
+LOW_FREQUENCY, HIGH_FREQUENCY = 20.0, 8000.0
+INT16_SCALE = 2.0**15  # Kaldi expects the range of 16-bit samples, not [-1, 1]
+LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon
+
+MAX_CLIP_SECONDS = 10.0  # the clip length people rated; [160000] samples, [998, 128] fbank
+MAX_FBANK_BATCH = 32  # bounds the memory of the frames, 2 MB a clip
+MIN_SAMPLES = FRAME_LENGTH + 15 * HOP_LENGTH  # 16 frames = one patch of BEATs
+
+
+# --- Sound -> waveform ---------------------------------------------------------------------------------------------------
+
+
+def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
+    """Any sound -> mono float32 waveform `[samples]` at 16 kHz, in [-1, 1].
+
+    Args:
+        audio: A path, an `http(s)://` URL, a `data:` URI, the bytes of an audio file, a `{"array", "sampling_rate"}`,
+            `{"bytes"}` or `{"path"}` dict as `datasets` makes them, or an array, tensor or list of samples. Arrays may be
+            `[samples]`, `[channels, samples]` or `[samples, channels]` (the shorter axis is the channels); integer
+            arrays are scaled by their type's range. Files may be wav, flac, ogg, mp3 and whatever else libsndfile reads.
+        sampling_rate: The rate of an array, in Hz; 16 kHz is assumed, with a warning, if it is missing.
+
+    Raises:
+        FileNotFoundError: if a path does not exist.
+        ValueError: if the sound cannot be decoded, is empty, or holds NaN or infinite samples. The message names the file.
+        TypeError: if `audio` is of another type.
+    """
+    if isinstance(audio, dict):
+        if audio.get("array") is not None:
+            return load_waveform(audio["array"], audio.get("sampling_rate") or sampling_rate)
+        if audio.get("bytes") is not None:
+            return load_waveform(audio["bytes"])
+        if audio.get("path") is not None:
+            return load_waveform(audio["path"])
+        raise ValueError(f"an audio dict needs 'array', 'bytes' or 'path', got the keys {sorted(audio)}")
+    if isinstance(audio, (str, os.PathLike, bytes, bytearray, memoryview)):
+        name, waveform = _decode(audio)
+    elif isinstance(audio, (np.ndarray, torch.Tensor, list, tuple)):
+        name, waveform = "the audio array", _resample(_to_mono(audio), sampling_rate)
+    else:
+        raise TypeError(f"audio must be a path, URL, bytes, dict, array or tensor, got {type(audio).__name__}")
+    if waveform.size == 0:
+        raise ValueError(f"{name} holds no samples")
+    if not np.isfinite(waveform).all():
+        raise ValueError(f"{name} holds NaN or infinite samples; re-export it")
+    return waveform
+
+
+def _decode(source) -> tuple[str, np.ndarray]:
+    """Path, URL, data URI or bytes -> a name for messages, and the mono 16 kHz waveform."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        name = f"the audio given as {len(source)} bytes"
+        source = "data:;base64," + base64.b64encode(source).decode()
+    else:
+        source = os.fspath(source)
+        name = source if len(source) < 300 else source[:60] + "..."
+        if not source.startswith(("http://", "https://", "data:")) and not os.path.isfile(source):
+            raise FileNotFoundError(f"no audio file at '{name}'")
+    try:
+        # Always soundfile and soxr: the "auto" backend depends on what else is installed, and so would the score.
+        return name, load_audio(source, sampling_rate=SAMPLING_RATE, backend="soundfile")
+    except ImportError:
+        raise  # says which package to install
+    except Exception as error:
+        raise ValueError(
+            f"cannot decode {name}: {str(error).splitlines()[0].rstrip('.')}. It may be empty, cut off or no audio at all; "
+            "wav, flac, ogg and mp3 are read (convert others, e.g. `ffmpeg -i in.m4a out.wav`)"
+        ) from error
+
+
+def _to_mono(samples) -> np.ndarray:
+    """Array, tensor or list of samples, one channel or several -> float `[samples]`."""
+    if isinstance(samples, torch.Tensor):
+        samples = samples.detach().cpu().float().numpy() if samples.is_floating_point() else samples.detach().cpu().numpy()
+    waveform = np.asarray(samples)
+    if waveform.dtype == object or waveform.ndim not in (1, 2):
+        raise ValueError(f"an audio array must be [samples] or [channels, samples], got the shape {list(waveform.shape)}")
+    if waveform.dtype == np.uint8:  # the one unsigned format of wav files
+        waveform = (waveform.astype(np.float32) - 128.0) / 128.0
+    elif np.issubdtype(waveform.dtype, np.integer) and not isinstance(samples, (list, tuple)):
+        waveform = waveform.astype(np.float32) / -float(np.iinfo(waveform.dtype).min)
+    waveform = waveform.astype(np.float32)
+    if waveform.ndim == 2:
+        waveform = waveform.mean(axis=0 if waveform.shape[0] <= waveform.shape[1] else 1)
+    if waveform.size and np.abs(waveform).max() > 4.0:
+        logger.warning_once(
+            f"an audio array has values up to {np.abs(waveform).max():.0f}, where [-1, 1] is expected; "
+            "pass integers as an integer array"
+        )
+    return waveform
+
+
+def _resample(waveform: np.ndarray, sampling_rate: int | None) -> np.ndarray:
+    """To 16 kHz, by the steps `transformers.audio_utils.load_audio` takes for files."""
+    if sampling_rate is None:
+        logger.warning_once(
+            f"an audio array came without `sampling_rate`: {SAMPLING_RATE} Hz is assumed. Pass it, since a wrong rate "
+            "gives a wrong score without any error"
+        )
+    elif not sampling_rate > 0:
+        raise ValueError(f"sampling_rate must be positive, got {sampling_rate}")
+    elif sampling_rate != SAMPLING_RATE and waveform.size:
+        if not is_soxr_available():
+            raise ImportError("resampling needs soxr: `pip install soxr`")
+        length = math.ceil(len(waveform) * SAMPLING_RATE / sampling_rate)
+        waveform = soxr.resample(waveform, sampling_rate, SAMPLING_RATE, quality="soxr_hq")[:length]
+        waveform = np.pad(waveform, (0, length - len(waveform)))
+    return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+# --- Waveform -> fbank ---------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)
+def mel_filter_bank(num_mel_bins: int) -> torch.Tensor:
+    """Kaldi's triangular mel filters `[FFT_LENGTH / 2 + 1, mel bins]`.
+
+    In float32 from the first step on, as torchaudio does: filters from float64 differ by 1e-5, which moves the log energy
+    of near-empty bins by whole units.
+    """
+
+    def mel(frequency: float) -> float:
+        return 1127.0 * math.log(1.0 + frequency / 700.0)
+
+    low, high = mel(LOW_FREQUENCY), mel(HIGH_FREQUENCY)
+    step = (high - low) / (num_mel_bins + 1)
+    bins = torch.arange(num_mel_bins).unsqueeze(1)
+    left, center, right = low + bins * step, low + (bins + 1.0) * step, low + (bins + 2.0) * step
+    frequencies = SAMPLING_RATE / FFT_LENGTH * torch.arange(FFT_LENGTH // 2)
+    mels = 1127.0 * (1.0 + frequencies / 700.0).log().unsqueeze(0)
+    filters = torch.min((mels - left) / (center - left), (right - mels) / (right - center)).clamp(min=0.0)
+    return F.pad(filters, (0, 1)).T  # no filter reaches the Nyquist bin
+
+
+@lru_cache(maxsize=1)
+def povey_window() -> torch.Tensor:
+    """Kaldi's default window `[FRAME_LENGTH]`: a symmetric Hann window to the power 0.85."""
+    return torch.hann_window(FRAME_LENGTH, periodic=False).pow(0.85)
+
+
+def fbank(waveforms: torch.Tensor, num_mel_bins: int = 128) -> torch.Tensor:
+    """Log-mel fbank of Kaldi: `[batch, samples]` in [-1, 1] at 16 kHz -> `[batch, frames, mel bins]`, float32.
+
+    Equal to `torchaudio.compliance.kaldi.fbank(waveform * 2**15, num_mel_bins=128, sample_frequency=16000)` for each clip,
+    without torchaudio. Always float32, whatever autocast says: bfloat16 moves the log energies by up to 0.14.
+    """
+    device = waveforms.device
+    with torch.autocast(device.type, enabled=False):
+        frames = (waveforms.float() * INT16_SCALE).unfold(-1, FRAME_LENGTH, HOP_LENGTH)  # [batch, frames, 400]
+        frames = frames - frames.mean(dim=-1, keepdim=True)
+        previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+        frames = (frames - PREEMPHASIS * previous) * povey_window().to(device)
+        power = torch.fft.rfft(F.pad(frames, (0, FFT_LENGTH - FRAME_LENGTH))).abs().pow(2.0)
+        return (power @ mel_filter_bank(num_mel_bins).to(device)).clamp(min=LOG_FLOOR).log()
+
+
+class XacleFeatureExtractor(SequenceFeatureExtractor):
+    r"""
+    Waveforms -> normalised fbank, the input of BEATs.
+
+    Args:
+        feature_size (`int`, defaults to 128): Mel bins.
+        sampling_rate (`int`, defaults to 16000): The only rate BEATs knows; other audio is resampled.
+        padding_value (`float`, defaults to 0.0): Value of padded samples.
+        fbank_mean, fbank_std (`float`): AudioSet's statistics. Features are `(fbank - mean) / (2 * std)`.
+    """
+
+    model_input_names = ["input_features"]
+
+    def __init__(
+        self,
+        feature_size: int = 128,
+        sampling_rate: int = SAMPLING_RATE,
+        padding_value: float = 0.0,
+        fbank_mean: float = 15.41663,
+        fbank_std: float = 6.55582,
+        **kwargs,
+    ):
+        if sampling_rate != SAMPLING_RATE:
+            raise ValueError(f"BEATs works at {SAMPLING_RATE} Hz, got sampling_rate={sampling_rate}")
+        kwargs.setdefault("return_attention_mask", False)
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.fbank_mean = fbank_mean
+        self.fbank_std = fbank_std
+
+    @property
+    def max_samples(self) -> int:
+        """Samples of the longest clip BEATs is given: 160000."""
+        return int(MAX_CLIP_SECONDS * self.sampling_rate)
+
+    def fetch_audio(self, audio, sampling_rate: int | None = None):
+        """One sound or a list of sounds (see [`load_waveform`]) -> one waveform `[samples]`, or a list of them."""
+        if isinstance(audio, (list, tuple)) and not (audio and isinstance(audio[0], (int, float))):
+            return [load_waveform(item, sampling_rate) for item in audio]
+        return load_waveform(audio, sampling_rate)
+
+    def windows(self, waveform: np.ndarray) -> list[np.ndarray]:
+        """Cut `[samples]` into consecutive windows of 10 s; the last holds the rest."""
+        return [waveform[start : start + self.max_samples] for start in range(0, len(waveform), self.max_samples)]
+
+    def __call__(
+        self,
+        raw_speech,
+        sampling_rate: int | None = None,
+        padding: bool | str = "max_length",
+        max_length: int | None = None,
+        truncation: bool = True,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        device: str = "cpu",
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        Args:
+            raw_speech: One sound or a list of sounds: arrays, tensors, paths, URLs, bytes or dicts (see [`load_waveform`]).
+            sampling_rate: The rate of the arrays among them, in Hz. Other rates than 16 kHz are resampled.
+            padding: `"max_length"` pads with silence to 10 s, which is what the scorer was trained on; `"longest"` (or
+                `True`) to the longest clip; `False` leaves every clip its own length.
+            max_length: Samples to pad and cut to with `"max_length"`; 10 s by default.
+            truncation: Whether clips longer than `max_length` are cut (with a warning) instead of kept whole.
+            return_attention_mask: Whether to return `attention_mask` `[batch, frames]`, 0 where a frame is padding.
+            return_tensors: `"pt"` or `"np"`; lists of arrays otherwise.
+            device: Where the fbank is computed.
+
+        Returns:
+            `input_features` `[batch, frames, feature_size]`, float32; 998 frames for 10 s.
+        """
+        waveforms = self.fetch_audio(raw_speech, sampling_rate)
+        waveforms = waveforms if isinstance(waveforms, list) else [waveforms]
+        if not waveforms:
+            raise ValueError("no audio was given")
+        max_length = max_length or self.max_samples
+        too_long = [len(waveform) for waveform in waveforms if len(waveform) > max_length]
+        if too_long and truncation:
+            logger.warning(
+                f"{len(too_long)} of {len(waveforms)} clips are longer than {max_length / self.sampling_rate:g} s (up to "
+                f"{max(too_long) / self.sampling_rate:.1f} s): only the beginning is used. The pipeline and `xacle score` "
+                "score long clips in windows"
+            )
+        if truncation:
+            waveforms = [waveform[:max_length] for waveform in waveforms]
+        lengths = [len(waveform) for waveform in waveforms]
+        target = {"max_length": max_length, "longest": max(lengths), True: max(lengths)}.get(padding, 0)
+        padded = [
+            F.pad(torch.from_numpy(waveform), (0, max(0, target - len(waveform))), value=self.padding_value)
+            for waveform in waveforms
+        ]
+        if min(map(len, padded)) < MIN_SAMPLES:
+            raise ValueError(
+                f"a clip of {min(map(len, padded))} samples is too short for one patch of BEATs: without padding, "
+                f"{MIN_SAMPLES} samples ({MIN_SAMPLES / self.sampling_rate} s) are needed"
+            )
+        features = []
+        for _, group in groupby(padded, key=len):
+            for batch in torch.stack(list(group)).split(MAX_FBANK_BATCH):
+                normalised = (fbank(batch.to(device), self.feature_size) - self.fbank_mean) / (2 * self.fbank_std)
+                features.extend(normalised)
+        data = {"input_features": features if return_tensors == "pt" else [clip.cpu().numpy() for clip in features]}
+        if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
+            # Microsoft's rule: the samples are dealt out to the frames evenly; a frame counts if any of its samples does.
+            data["attention_mask"] = [
+                (np.arange(len(clip)) * (len(waveform) // len(clip)) < length).astype(np.int32)
+                for clip, waveform, length in zip(features, padded, lengths, strict=True)
+            ]
+        return BatchFeature(data, tensor_type=return_tensors)
+
+
+# --- Sound and caption -> model inputs -----------------------------------------------------------------------------------
+
+
+class XacleProcessor(ProcessorMixin):
+    r"""
+    Sounds and captions -> the inputs of the Xacle models.
+
+    Args:
+        feature_extractor (`XacleFeatureExtractor`): Turns sounds into fbank.
+        tokenizer: The language model's tokenizer; it must know the four special tokens.
+        num_audio_tokens (`int`, defaults to 100): Placeholders for a clip, `config.num_audio_tokens`.
+        audio_token, audio_start_token, audio_end_token, score_token (`str`): The special tokens. Released checkpoints call
+            them `[AUDIO_START]` and so on.
+        max_caption_tokens (`int`, defaults to 256): Longer captions are cut, with a warning.
+    """
+
+    def __init__(
+        self,
+        feature_extractor,
+        tokenizer,
+        num_audio_tokens: int = 100,
+        audio_token: str = "<|AUDIO|>",
+        audio_start_token: str = "<|AUDIO_START|>",
+        audio_end_token: str = "<|AUDIO_END|>",
+        score_token: str = "<|SCORE|>",
+        max_caption_tokens: int = 256,
+    ):
+        self.num_audio_tokens = num_audio_tokens
+        self.audio_token = audio_token
+        self.audio_start_token = audio_start_token
+        self.audio_end_token = audio_end_token
+        self.score_token = score_token
+        self.max_caption_tokens = max_caption_tokens
+        super().__init__(feature_extractor, tokenizer)
+        known = tokenizer.get_added_vocab()
+        tokens = (audio_token, audio_start_token, audio_end_token, score_token)
+        if missing := [token for token in tokens if token not in known]:
+            raise ValueError(
+                f"the tokenizer lacks the special tokens {missing}; add them with "
+                "`tokenizer.add_special_tokens({'additional_special_tokens': [...]})`"
+            )
+        if tokenizer.pad_token_id is None:
+            raise ValueError("the tokenizer has no pad_token; Qwen's is '<|endoftext|>'")
+        self.audio_token_id, self.audio_start_token_id, self.audio_end_token_id, self.score_token_id = (
+            known[token] for token in tokens
+        )
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_features", "input_ids", "attention_mask"]
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        audio=None,
+        sampling_rate: int | None = None,
+        task: str = "scoring",
+        return_tensors: str = "pt",
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        Args:
+            text: One caption or a list. Captions are data: a special token spelled out in one is tokenised as plain text.
+            audio: One sound or a list, by path, URL, bytes, dict, array or tensor (see [`load_waveform`]).
+            sampling_rate: The rate of the arrays among them, in Hz.
+            task: `"scoring"` puts the audio and `<|SCORE|>` after the caption. `"captioning"` puts the caption after the
+                audio and adds `labels`; without `text` it gives the prompt for `generate`.
+            return_tensors: Only `"pt"`.
+            **kwargs: For the feature extractor (`audio_kwargs={...}` works too).
+
+        One caption with several sounds, or one sound with several captions, makes every pair: the sound is encoded once.
+        `text` alone gives the inputs of a scorer that gets its audio from `audio_states`; `audio` alone gives the
+        captioning prompt.
+
+        Returns:
+            `input_ids` `[pairs, tokens]`, padded on the right, so that the causal language model needs no mask to be exact;
+            `input_features` `[clips, 998, 128]`; for captioning also `attention_mask` and `labels` `[pairs, tokens]`.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"XacleProcessor returns PyTorch tensors only, got return_tensors={return_tensors!r}")
+        if task not in ("scoring", "captioning"):
+            raise ValueError(f"task must be 'scoring' or 'captioning', got {task!r}")
+        if text is None and audio is None:
+            raise ValueError("pass `text`, `audio` or both")
+        data = {}
+        captions = None if text is None else self._list_of_captions(text)
+        if audio is not None:
+            audio_kwargs = {"sampling_rate": sampling_rate, **kwargs.pop("audio_kwargs", {}), **kwargs}
+            data.update(self.feature_extractor(audio, return_tensors="pt", **audio_kwargs))
+            clips = len(data["input_features"])
+            if captions is not None and len(captions) != clips and 1 not in (len(captions), clips):
+                raise ValueError(f"got {len(captions)} captions and {clips} sounds; pass as many of each, or one of either")
+            if captions is not None and len(captions) == 1:
+                captions = captions * clips
+        if task == "captioning" or captions is None:
+            data.update(self._captioning_inputs(captions, len(data.get("input_features", captions or []))))
+        else:
+            data.update(self._scoring_inputs(captions))
+        return BatchFeature(data)
+
+    def _scoring_inputs(self, captions: list[str]) -> dict[str, torch.Tensor]:
+        suffix = [*self._audio_ids(), self.score_token_id]
+        return {"input_ids": self._pad([ids + suffix for ids in self.tokenize_captions(captions)], self.pad_token_id)}
+
+    def _captioning_inputs(self, captions: list[str] | None, clips: int) -> dict[str, torch.Tensor]:
+        prompt = self._audio_ids()
+        if captions is None:
+            input_ids = torch.tensor([prompt] * clips)
+            return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        answers = [[*ids, self.tokenizer.eos_token_id] for ids in self.tokenize_captions(captions)]
+        return {
+            "input_ids": self._pad([prompt + answer for answer in answers], self.pad_token_id),
+            "attention_mask": self._pad([[1] * len(prompt + answer) for answer in answers], 0),
+            "labels": self._pad([[-100] * len(prompt) + answer for answer in answers], -100),
+        }
+
+    def _audio_ids(self) -> list[int]:
+        return [self.audio_start_token_id, *[self.audio_token_id] * self.num_audio_tokens, self.audio_end_token_id]
+
+    @property
+    def pad_token_id(self) -> int:
+        return self.tokenizer.pad_token_id
+
+    @staticmethod
+    def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
+        length = max(map(len, rows))
+        return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+    @staticmethod
+    def _list_of_captions(text) -> list[str]:
+        captions = [text] if isinstance(text, str) else list(text)
+        for index, caption in enumerate(captions):
+            if not isinstance(caption, str):
+                raise TypeError(f"caption {index} must be a string, got {type(caption).__name__}: {caption!r}")
+        if not captions:
+            raise ValueError("no caption was given")
+        return captions
+
+    def tokenize_captions(self, captions: list[str]) -> list[list[int]]:
+        """Token ids of each caption as plain text: no special token is recognised or added, at most `max_caption_tokens`."""
+        added = self.tokenizer.get_added_vocab()
+        token_ids = []
+        for caption in captions:
+            if any(token in caption for token in added):
+                ids = self._tokenize_without_added_tokens(caption)
+            else:
+                ids = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
+            if len(ids) > self.max_caption_tokens:
+                shown = caption if len(caption) <= 60 else caption[:57] + "..."
+                logger.warning(
+                    f"a caption of {len(ids)} tokens was cut to max_caption_tokens={self.max_caption_tokens}: '{shown}'"
+                )
+            token_ids.append(ids[: self.max_caption_tokens])
+        return token_ids
+
+    def _tokenize_without_added_tokens(self, caption: str) -> list[int]:
+        """The tokenizer's own steps, minus the search for added tokens (`split_special_tokens` misses non-special ones)."""
+        backend = self.tokenizer.backend_tokenizer
+        if backend.normalizer is not None:
+            caption = backend.normalizer.normalize_str(caption)
+        pieces = [caption]
+        if backend.pre_tokenizer is not None:
+            pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(caption)]
+        return [token.id for piece in pieces for token in backend.model.tokenize(piece)]
+
+
+XacleFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
+XacleProcessor.register_for_auto_class("AutoProcessor")
+
+__all__ = ["XacleFeatureExtractor", "XacleProcessor"]

@@ -1,0 +1,167 @@
+"""Scoring many pairs: `Scorer` loads a model folder and rates sounds against captions in batches."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor
+
+from xacle.configuration_xacle import BeatsConfig, XacleConfig
+from xacle.modeling_xacle import XacleForAlignmentScoring
+from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
+
+# Lets the Auto classes build ours without executing code from the model folder.
+AutoConfig.register("beats", BeatsConfig, exist_ok=True)
+AutoConfig.register("xacle", XacleConfig, exist_ok=True)
+AutoFeatureExtractor.register(BeatsConfig, XacleFeatureExtractor, exist_ok=True)
+AutoFeatureExtractor.register(XacleConfig, XacleFeatureExtractor, exist_ok=True)
+AutoProcessor.register(XacleConfig, XacleProcessor, exist_ok=True)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class PairResult:
+    """One pair's rating, or why it has none. `windows` holds the windows' ratings, in order of time."""
+
+    score: float | None = None
+    error: Exception | None = None
+    windows: list[float] = field(default_factory=list)
+
+
+@dataclass
+class _Window:
+    """A stretch of at most 10 s of one clip, waiting to be scored."""
+
+    pair: int
+    caption: str
+    waveform: np.ndarray
+
+
+class Scorer:
+    """
+    Rates how well sounds match captions.
+
+    ```python
+    scorer = Scorer.from_pretrained("path/or/hub-id")
+    scorer.score(["dog.wav", "rain.flac"], ["A dog barks", "Rain falls"])
+    ```
+
+    Args:
+        model: An [`XacleForAlignmentScoring`].
+        processor: Its [`XacleProcessor`].
+    """
+
+    def __init__(self, model: XacleForAlignmentScoring, processor: XacleProcessor):
+        self.model = model.eval()
+        self.processor = processor
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, device: str | None = None, dtype: str = "float32") -> "Scorer":
+        """Load a model folder or Hub repository with this package's classes; no code of the folder is executed.
+
+        Args:
+            model: Folder or Hub id.
+            device: `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`...; the best one there is if `None`.
+            dtype: `"float32"`, `"bfloat16"` or `"float16"`. The fbank and the score head stay in float32.
+
+        Raises:
+            ValueError: if the model is of another type, or the dtype unknown.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        if Path(model).exists() and not (Path(model) / "config.json").is_file():
+            raise ValueError(f"'{model}' is no model folder: it has no config.json")
+        config = AutoConfig.from_pretrained(model)
+        if config.model_type != "xacle":
+            raise ValueError(
+                f"'{model}' is a '{config.model_type}' model, not an xacle scorer; the authors' release is converted with "
+                "`xacle convert tmu`"
+            )
+        device = device or str(torch.accelerator.current_accelerator() or "cpu")
+        loaded = XacleForAlignmentScoring.from_pretrained(model, config=config, dtype=DTYPES[dtype])
+        return cls(loaded.to(device), XacleProcessor.from_pretrained(model))
+
+    def score(
+        self, audio: Sequence, text: Sequence[str], batch_size: int = 16, window: str = "mean", progress: bool = False
+    ) -> np.ndarray:
+        """
+        Args:
+            audio: Sounds, by path, URL, bytes, dict or 16 kHz array.
+            text: A caption for each.
+            batch_size: Windows scored at once. It changes no score.
+            window: `"mean"` scores clips over 10 s in windows of 10 s and averages by duration; `"first"` only scores the
+                first 10 s, as the authors' code does.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            Ratings on the 0-10 scale `[pairs]`, float32, in the order given.
+
+        Raises:
+            The error of the first pair that cannot be scored, see [`load_waveform`].
+        """
+        if len(audio) != len(text):
+            raise ValueError(f"got {len(audio)} sounds and {len(text)} captions")
+        results = []
+        pairs = tqdm(self.score_each(zip(audio, text, strict=True), batch_size, window), total=len(text), disable=not progress)
+        for result in pairs:
+            if result.error is not None:
+                raise result.error
+            results.append(result.score)
+        return np.array(results, dtype=np.float32)
+
+    def score_each(
+        self, pairs: Iterable[tuple[object, str]], batch_size: int = 16, window: str = "mean"
+    ) -> Iterator[PairResult]:
+        """Like [`Scorer.score`] for a stream of `(audio, caption)`: a result a pair, in order; a bad clip sinks only itself."""
+        if window not in ("mean", "first"):
+            raise ValueError(f"window must be 'mean' or 'first', got {window!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        results: dict[int, PairResult] = {}
+        durations: dict[int, list[int]] = {}
+        waiting: list[_Window] = []
+        done = 0
+
+        def finished() -> Iterator[PairResult]:
+            nonlocal done
+            while done in results and len(results[done].windows) == len(durations[done]):
+                result, samples = results.pop(done), durations.pop(done)
+                if result.error is None:
+                    result.score = float(np.average(result.windows, weights=samples).astype(np.float32))
+                done += 1
+                yield result
+
+        for index, (audio, caption) in enumerate(pairs):
+            results[index], durations[index] = PairResult(), []
+            try:
+                windows = self.processor.feature_extractor.windows(self.processor.feature_extractor.fetch_audio(audio))
+            except (OSError, ValueError, TypeError) as error:
+                results[index].error = error
+                windows = []
+            for waveform in windows[: 1 if window == "first" else None]:
+                waiting.append(_Window(index, caption, waveform))
+                durations[index].append(len(waveform))
+            while len(waiting) >= batch_size:
+                self._score_batch(waiting[:batch_size], results)
+                del waiting[:batch_size]
+            yield from finished()
+        if waiting:
+            self._score_batch(waiting, results)
+        yield from finished()
+
+    @torch.inference_mode()
+    def _score_batch(self, windows: list[_Window], results: dict[int, PairResult]) -> None:
+        """Score windows together, encoding each distinct one once, and add the ratings to the results of their pairs."""
+        clips: dict[bytes, int] = {}
+        audio_index = [clips.setdefault(window.waveform.tobytes(), len(clips)) for window in windows]
+        distinct = [windows[audio_index.index(clip)].waveform for clip in range(len(clips))]
+        inputs = self.processor(text=[window.caption for window in windows])
+        inputs.update(self.processor.feature_extractor(distinct, sampling_rate=16000, return_tensors="pt"))
+        inputs["audio_index"] = torch.tensor(audio_index)
+        scores = self.model(**inputs.to(self.model.device)).scores.cpu().numpy()
+        for window, score in zip(windows, scores, strict=True):
+            results[window.pair].windows.append(float(score))
