@@ -1,6 +1,5 @@
 """The one command, `xacle`: a thin door to the rooms behind it. Heavy imports wait until a sub-command needs them."""
 
-import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -108,7 +107,6 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the demo's model, so
 
 def main():
     """Run the command; what the user can mend is told in one line, without a traceback."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours says what takes long; loading does not
     try:
         app()
     except (OSError, ValueError) as error:

@@ -11,7 +11,13 @@ from itertools import pairwise
 import torch
 from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, can_return_tuple, logging, torch_compilable_check
 
@@ -158,7 +164,8 @@ class XacleQFormerProjector(nn.Module):
                 hidden_dropout_prob=config.projector_dropout,
                 attention_probs_dropout_prob=config.projector_dropout,
                 cross_attention_frequency=1,
-            )
+            ),
+            attn_implementation=config._attn_implementation,
         )
         self.linear = nn.Linear(audio_size, config.text_config.hidden_size)
 
@@ -205,7 +212,15 @@ class XaclePreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, XacleQFormerProjector):
-            nn.init.normal_(module.query, std=0.02)
+            init.normal_(module.query, std=0.02)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """See `PreTrainedModel.from_pretrained`, which makes every parameter trainable: the encoder is frozen anew."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.base_model.freeze_audio_encoder()
+        return loaded
 
 
 class XacleModel(XaclePreTrainedModel):
@@ -218,7 +233,11 @@ class XacleModel(XaclePreTrainedModel):
         self.multi_modal_projector = projector_class(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
-        self.audio_tower.requires_grad_(not config.freeze_audio_encoder)
+        self.freeze_audio_encoder()
+
+    def freeze_audio_encoder(self) -> None:
+        """Exclude the encoder from training, or include it, as `config.freeze_audio_encoder` says."""
+        self.audio_tower.requires_grad_(not self.config.freeze_audio_encoder)
 
     def get_input_embeddings(self):
         return self.language_model.get_input_embeddings()
@@ -233,18 +252,18 @@ class XacleModel(XaclePreTrainedModel):
             self.audio_tower.eval()
         return self
 
-    def _encode(self, input_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fbank -> all states of the encoder `[clips, tokens, audio size]`, and the pooled ones."""
+    def _encode(self, input_features: torch.Tensor, **kwargs) -> tuple[BaseModelOutput, torch.Tensor]:
+        """Fbank -> the encoder's output, and its states pooled to `[clips, num_audio_tokens, audio size]`."""
         if self.training and (self.config.freq_mask_width or self.config.time_mask_width):
             input_features = spec_augment(input_features, self.config.freq_mask_width, self.config.time_mask_width)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_audio_encoder):
-            states = self.audio_tower(input_features).last_hidden_state
-            tokens = states
+            outputs = self.audio_tower(input_features, **{**kwargs, "return_dict": True})
+            states = outputs.last_hidden_state
             if self.config.audio_pooling == "time":
                 beats = self.config.audio_config
-                tokens = tokens.unflatten(1, (-1, beats.num_mel_bins // beats.patch_size)).mean(dim=2)
-            pooled = nn.functional.adaptive_avg_pool1d(tokens.transpose(1, 2), self.config.num_audio_tokens)
-        return states, pooled.transpose(1, 2)
+                states = states.unflatten(1, (-1, beats.num_mel_bins // beats.patch_size)).mean(dim=2)
+            pooled = nn.functional.adaptive_avg_pool1d(states.transpose(1, 2), self.config.num_audio_tokens)
+        return outputs, pooled.transpose(1, 2)
 
     def get_audio_states(self, input_features: torch.Tensor) -> torch.Tensor:
         """Encode and pool clips: fbank `[clips, frames, 128]` -> `audio_states` `[clips, num_audio_tokens, audio size]`.
@@ -258,10 +277,15 @@ class XacleModel(XaclePreTrainedModel):
         """
         Returns:
             `last_hidden_state`: the encoder's states `[clips, tokens, audio size]`; `pooler_output`: the language model's
-            audio inputs `[clips, num_audio_tokens, text size]`.
+            audio inputs `[clips, num_audio_tokens, text size]`; `hidden_states` and `attentions` of the encoder, if asked for.
         """
-        states, pooled = self._encode(input_features)
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=self.multi_modal_projector(pooled))
+        outputs, pooled = self._encode(input_features, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=self.multi_modal_projector(pooled),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
     def get_placeholder_mask(self, input_ids, inputs_embeds) -> torch.Tensor:
         """Where `<|AUDIO|>` stands, `[batch, tokens]`; found by its embedding if there are no `input_ids`."""
@@ -316,7 +340,8 @@ class XacleModel(XaclePreTrainedModel):
             )
             inputs_embeds = inputs_embeds.masked_scatter(placeholders, audio.to(inputs_embeds.dtype))
 
-        if attention_mask is not None and attention_mask.ndim == 2 and position_ids is None:
+        # (`generate` with a static cache hands over finished masks, in a dict, and positions.)
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 and position_ids is None:
             # Positions must not depend on padding, or a pair's score would depend on what it is batched with.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
 
@@ -326,7 +351,7 @@ class XacleModel(XaclePreTrainedModel):
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            **kwargs,
+            **{**kwargs, "return_dict": True},
         )
 
     @property
@@ -448,8 +473,25 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         """See [`XacleModel.get_audio_features`]."""
         return self.model.get_audio_features(input_features, **kwargs)
 
-    def prepare_inputs_for_generation(self, *args, is_first_iteration=False, audio_states=None, **kwargs):
-        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
+        """Repeat the rows for beams and samples, but not their clips: only the index of each row's clip is repeated."""
+        clips = {name: kwargs.pop(name, None) for name in ("input_features", "audio_states")}
+        given = next((clip for clip in clips.values() if clip is not None), None)
+        if given is not None and kwargs.get("audio_index") is None:
+            rows = len(kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else input_ids)
+            index = torch.arange(rows, device=given.device)
+            kwargs["audio_index"] = index if len(given) > 1 else torch.zeros_like(index)
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        return input_ids, {**kwargs, **{name: clip for name, clip in clips.items() if clip is not None}}
+
+    def prepare_inputs_for_generation(
+        self, input_ids, inputs_embeds=None, is_first_iteration=False, audio_states=None, **kwargs
+    ):
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
         if audio_states is not None and (is_first_iteration or not kwargs.get("use_cache", True)):
             inputs["audio_states"] = audio_states  # the sound is read once, with the prompt
         return inputs

@@ -9,6 +9,7 @@ import math
 import os
 from functools import lru_cache
 from itertools import groupby
+from numbers import Real
 
 import numpy as np
 import torch
@@ -223,7 +224,7 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
 
     def fetch_audio(self, audio, sampling_rate: int | None = None):
         """One sound or a list of sounds (see [`load_waveform`]) -> one waveform `[samples]`, or a list of them."""
-        if isinstance(audio, (list, tuple)) and not (audio and isinstance(audio[0], (int, float))):
+        if isinstance(audio, (list, tuple)) and not (audio and isinstance(audio[0], Real)):
             return [load_waveform(item, sampling_rate) for item in audio]
         return load_waveform(audio, sampling_rate)
 
@@ -241,7 +242,6 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
         device: str = "cpu",
-        **kwargs,
     ) -> BatchFeature:
         """
         Args:
@@ -347,7 +347,7 @@ class XacleProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_features", "input_ids", "attention_mask"]
+        return ["input_ids", "input_features"]
 
     def __call__(
         self,
@@ -355,8 +355,9 @@ class XacleProcessor(ProcessorMixin):
         audio=None,
         sampling_rate: int | None = None,
         task: str = "scoring",
+        padding: bool | str = True,
         return_tensors: str = "pt",
-        **kwargs,
+        audio_kwargs: dict | None = None,
     ) -> BatchFeature:
         """
         Args:
@@ -365,8 +366,8 @@ class XacleProcessor(ProcessorMixin):
             sampling_rate: The rate of the arrays among them, in Hz.
             task: `"scoring"` puts the audio and `<|SCORE|>` after the caption. `"captioning"` puts the caption after the
                 audio and adds `labels`; without `text` it gives the prompt for `generate`.
-            return_tensors: Only `"pt"`.
-            **kwargs: For the feature extractor (`audio_kwargs={...}` works too).
+            padding, return_tensors: Rows are always padded to the longest and returned as `"pt"`: accepted as such only.
+            audio_kwargs: Arguments of the feature extractor, e.g. `{"device": "cuda"}`.
 
         One caption with several sounds, or one sound with several captions, makes every pair: the sound is encoded once.
         `text` alone gives the inputs of a scorer that gets its audio from `audio_states`; `audio` alone gives the
@@ -376,8 +377,11 @@ class XacleProcessor(ProcessorMixin):
             `input_ids` `[pairs, tokens]`, padded on the right, so that the causal language model needs no mask to be exact;
             `input_features` `[clips, 998, 128]`; for captioning also `attention_mask` and `labels` `[pairs, tokens]`.
         """
-        if return_tensors != "pt":
-            raise ValueError(f"XacleProcessor returns PyTorch tensors only, got return_tensors={return_tensors!r}")
+        if return_tensors != "pt" or padding not in (True, "longest"):
+            raise ValueError(
+                "XacleProcessor pads to the longest row and returns PyTorch tensors, got "
+                f"padding={padding!r} and return_tensors={return_tensors!r}"
+            )
         if task not in ("scoring", "captioning"):
             raise ValueError(f"task must be 'scoring' or 'captioning', got {task!r}")
         if text is None and audio is None:
@@ -385,7 +389,7 @@ class XacleProcessor(ProcessorMixin):
         data = {}
         captions = None if text is None else self._list_of_captions(text)
         if audio is not None:
-            audio_kwargs = {"sampling_rate": sampling_rate, **kwargs.pop("audio_kwargs", {}), **kwargs}
+            audio_kwargs = {"sampling_rate": sampling_rate, **(audio_kwargs or {})}
             data.update(self.feature_extractor(audio, return_tensors="pt", **audio_kwargs))
             clips = len(data["input_features"])
             if captions is not None and len(captions) != clips and 1 not in (len(captions), clips):

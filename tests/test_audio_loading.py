@@ -1,0 +1,162 @@
+"""Sounds in every form users have them: files of all kinds, URLs, bytes, dicts, arrays; and the broken ones."""
+
+import base64
+import functools
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+
+from xacle.demo.random_weights import make_sound
+from xacle.processing_xacle import load_waveform
+
+RATE = 16000
+TONE_RMS = 0.108
+# Coding loss as relative error: for PCM one quantisation step, for lossy codecs what they lose of `tone()`.
+FORMATS = [
+    ("wav", "PCM_U8", 2**-7 / TONE_RMS),
+    ("wav", "PCM_16", 2**-15 / TONE_RMS),
+    ("wav", "PCM_24", 2**-23 / TONE_RMS),
+    ("wav", "PCM_32", 1e-7),
+    ("wav", "FLOAT", 0.0),
+    ("wav", "DOUBLE", 0.0),
+    ("flac", "PCM_16", 2**-15 / TONE_RMS),
+    ("flac", "PCM_24", 2**-23 / TONE_RMS),
+    ("ogg", "VORBIS", 0.1),
+    ("mp3", "MPEG_LAYER_III", 0.1),
+]
+
+
+def tone(seconds: float = 1.0, rate: int = RATE) -> np.ndarray:
+    """A chord below 3 kHz with soft ends: every rate and codec can carry it."""
+    time = np.arange(int(seconds * rate)) / rate
+    wave = sum(np.sin(2 * np.pi * frequency * time) for frequency in (220, 660, 1500, 2900)) / 8
+    return (wave * np.sin(np.pi * np.clip(time / seconds, 0, 1)) ** 2).astype(np.float32)
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((actual - expected) ** 2) / np.mean(expected**2)))
+
+
+@pytest.mark.parametrize(("suffix", "subtype", "coding_loss"), FORMATS)
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_every_format_and_channel_count(tmp_path, suffix, subtype, coding_loss, channels):
+    if suffix == "mp3" and channels > 2:
+        pytest.skip("mp3 has at most two channels")
+    path = tmp_path / f"sound.{suffix}"
+    sf.write(path, np.tile(tone()[:, None], (1, channels)), RATE, subtype=subtype)
+    waveform = load_waveform(path)
+    assert waveform.dtype == np.float32
+    assert waveform.shape == (RATE,)
+    assert relative_error(waveform, tone()) <= coding_loss + 1e-7
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000])
+def test_every_rate(tmp_path, rate):
+    sf.write(tmp_path / "sound.wav", tone(rate=rate), rate, subtype="FLOAT")
+    from_file = load_waveform(tmp_path / "sound.wav")
+    assert from_file.shape == (RATE,)
+    assert relative_error(from_file, tone()) < 2e-3
+    from_array = load_waveform(tone(rate=rate), sampling_rate=rate)
+    assert np.array_equal(from_array, from_file)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 9.99, 10.0, 10.01, 60.0])
+def test_every_length(tmp_path, seconds):
+    sf.write(tmp_path / "sound.flac", tone(seconds), RATE)
+    assert load_waveform(tmp_path / "sound.flac").shape == (int(seconds * RATE),)
+
+
+def test_every_way_to_hand_over_a_sound(tmp_path):
+    path = tmp_path / "sound.wav"
+    sf.write(path, tone(), RATE, subtype="FLOAT")
+    content = path.read_bytes()
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        forms = [
+            path,
+            str(path),
+            f"http://127.0.0.1:{server.server_port}/sound.wav",
+            content,
+            bytearray(content),
+            "data:audio/wav;base64," + base64.b64encode(content).decode(),
+            {"path": str(path), "bytes": None},
+            {"bytes": content, "path": None},
+            {"array": tone(), "sampling_rate": RATE},
+        ]
+        for form in forms:
+            np.testing.assert_array_equal(load_waveform(form), tone())
+        with pytest.raises(ValueError, match="cannot decode http"):
+            load_waveform(f"http://127.0.0.1:{server.server_port}/missing.wav")
+        server.shutdown()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_arrays_of_every_type():
+    expected = tone()
+    for samples in (expected, torch.from_numpy(expected), expected.astype(np.float64), expected.tolist()):
+        np.testing.assert_allclose(load_waveform(samples, RATE), expected, atol=1e-7)
+    np.testing.assert_allclose(load_waveform((expected * 32768).astype(np.int16), RATE), expected, atol=1e-4)
+    np.testing.assert_allclose(load_waveform((expected * 2**31).astype(np.int32), RATE), expected, atol=1e-6)
+    np.testing.assert_allclose(load_waveform((expected * 128 + 128).astype(np.uint8), RATE), expected, atol=2e-2)
+    np.testing.assert_allclose(load_waveform(torch.from_numpy(expected).to(torch.bfloat16), RATE), expected, atol=1e-2)
+    stereo = np.stack([expected, np.zeros_like(expected)])
+    np.testing.assert_allclose(load_waveform(stereo, RATE), expected / 2, atol=1e-7)
+    np.testing.assert_allclose(load_waveform(stereo.T, RATE), expected / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot decode .*sound.wav"),
+        (b"this is no sound at all", "cannot decode .*sound.wav"),
+        (None, "cannot decode .*sound.wav"),  # a header without its data
+    ],
+)
+def test_broken_files_are_named(tmp_path, content, message):
+    path = tmp_path / "sound.wav"
+    if content is None:
+        sf.write(path, tone(), RATE)
+        content = path.read_bytes()[:20]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_waveform(path)
+
+
+def test_files_without_sound_are_named(tmp_path):
+    sf.write(tmp_path / "silent.wav", np.zeros(0, dtype=np.float32), RATE)
+    with pytest.raises(ValueError, match=r"silent\.wav holds no samples"):
+        load_waveform(tmp_path / "silent.wav")
+    sf.write(tmp_path / "nan.wav", np.array([0.0, np.nan] * 8000, dtype=np.float32), RATE, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"nan\.wav holds NaN or infinite samples"):
+        load_waveform(tmp_path / "nan.wav")
+    with pytest.raises(FileNotFoundError, match=r"no audio file at 'nowhere\.wav'"):
+        load_waveform("nowhere.wav")
+    with pytest.raises(ValueError, match="m4a"):
+        (tmp_path / "sound.m4a").write_bytes(b"\x00\x00\x00 ftypM4A ")
+        load_waveform(tmp_path / "sound.m4a")
+
+
+@pytest.mark.parametrize(
+    ("audio", "error", "message"),
+    [
+        (np.zeros(0, dtype=np.float32), ValueError, "holds no samples"),
+        (np.array([np.inf] * 100, dtype=np.float32), ValueError, "NaN or infinite"),
+        (np.zeros((2, 3, 4), dtype=np.float32), ValueError, r"\[samples\] or \[channels, samples\]"),
+        ({"waveform": [0.0]}, ValueError, "needs 'array', 'bytes' or 'path'"),
+        (3.5, TypeError, "got float"),
+        (None, TypeError, "got NoneType"),
+    ],
+)
+def test_wrong_input_is_refused_with_a_reason(audio, error, message):
+    with pytest.raises(error, match=message):
+        load_waveform(audio, RATE)
+    with pytest.raises(ValueError, match="sampling_rate must be positive"):
+        load_waveform(make_sound("rain", 0.1), sampling_rate=0)

@@ -1,0 +1,283 @@
+"""`Scorer` and the `xacle` command: many pairs, long clips, tables, and every way a table can be wrong."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile as sf
+from transformers import AutoConfig
+
+from xacle.configuration_xacle import XacleConfig
+from xacle.demo.random_weights import make_sound
+from xacle.scoring.scorer import Scorer
+from xacle.scoring.tables import shortest
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_folder):
+    return Scorer.from_pretrained(tiny_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def wav_dir(tmp_path_factory):
+    """Sounds of several lengths and formats in a folder."""
+    folder = tmp_path_factory.mktemp("wav")
+    sf.write(folder / "rain.wav", make_sound("rain", 4.0), 16000)
+    sf.write(folder / "rain.flac", make_sound("rain", 4.0), 16000)
+    sf.write(folder / "siren.ogg", make_sound("siren", 10.0), 16000)
+    sf.write(folder / "long.wav", make_sound("engine", 31.0), 16000)
+    sf.write(folder / "clock.mp3", make_sound("clock", 0.5), 16000)
+    return folder
+
+
+PAIRS = [
+    ("rain.wav", "Rain falls"),
+    ("siren.ogg", "A siren, rising and falling"),
+    ("long.wav", "An engine hums at a low pitch for a long time"),
+    ("rain.wav", "A clock ticks"),
+    ("rain.flac", "Rain falls"),
+    ("clock.mp3", "A clock ticks"),
+]
+
+
+def command(*arguments, **options) -> subprocess.CompletedProcess:
+    code = "import sys; from xacle.cli import main; sys.argv[0] = 'xacle'; main()"
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, **options)
+
+
+def write_table(path, rows, header=("wav_file_name", "text")):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def read_scores(path) -> list[tuple[str, float]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        if path.suffix == ".jsonl":
+            return [(row["wav_file_name"], row["pred_score"]) for row in map(json.loads, file)]
+        return [(row["wav_file_name"], float(row["pred_score"])) for row in csv.DictReader(file)]
+
+
+# --- Scorer --------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_do_not_depend_on_the_batch(scorer, wav_dir):
+    audio, text = [wav_dir / name for name, _ in PAIRS], [caption for _, caption in PAIRS]
+    alone = np.concatenate([scorer.score([sound], [caption]) for sound, caption in zip(audio, text, strict=True)])
+    for batch_size in (1, 2, 5, 64):
+        np.testing.assert_allclose(scorer.score(audio, text, batch_size), alone, atol=1e-5)
+    np.testing.assert_allclose(scorer.score(audio[::-1], text[::-1]), alone[::-1], atol=1e-5)
+    assert alone[0] == pytest.approx(alone[4], abs=1e-4)  # the same sound as wav and as flac
+    assert alone.std() > 1e-3
+
+
+def test_a_clip_with_several_captions_is_encoded_once(scorer, wav_dir):
+    encoded = []
+    hook = scorer.model.model.audio_tower.register_forward_hook(lambda module, args, output: encoded.append(len(args[0])))
+    scorer.score([wav_dir / "rain.wav"] * 8, [f"Caption {number}" for number in range(8)])
+    hook.remove()
+    assert encoded == [1]
+
+
+def test_long_clips_are_averaged_by_duration(scorer):
+    long = make_sound("siren", 24.0)
+    parts = scorer.score([long[:160000], long[160000:320000], long[320000:]], ["A siren"] * 3)
+    (mean,) = scorer.score([long], ["A siren"])
+    assert mean == pytest.approx(float(np.average(parts, weights=[10, 10, 4])), abs=1e-5)
+    (first,) = scorer.score([long], ["A siren"], window="first")
+    assert first == pytest.approx(float(parts[0]), abs=1e-6)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.175, 9.9999, 10.0, 10.0001, 60.0])
+def test_every_length_scores(scorer, seconds):
+    assert np.isfinite(scorer.score([make_sound("rain", seconds)], ["Rain"])).all()
+
+
+def test_one_bad_clip_sinks_only_itself(scorer, wav_dir):
+    pairs = [(wav_dir / "rain.wav", "Rain"), (wav_dir / "missing.wav", "Rain"), (wav_dir / "long.wav", "Rain")]
+    results = list(scorer.score_each(pairs, batch_size=2))
+    assert [result.error is None for result in results] == [True, False, True]
+    assert "missing.wav" in str(results[1].error)
+    expected = scorer.score([pairs[0][0], pairs[2][0]], ["Rain", "Rain"])
+    np.testing.assert_allclose([results[0].score, results[2].score], expected, atol=1e-5)
+    assert len(results[2].windows) == 4
+    with pytest.raises(FileNotFoundError, match=r"missing\.wav"):
+        scorer.score([pair[0] for pair in pairs], ["Rain"] * 3)
+
+
+def test_wrong_arguments_are_refused(scorer, tiny_folder, tmp_path):
+    with pytest.raises(ValueError, match="2 sounds and 1 captions"):
+        scorer.score([make_sound("rain", 1.0)] * 2, ["Rain"])
+    with pytest.raises(ValueError, match="'mean' or 'first'"):
+        scorer.score([make_sound("rain", 1.0)], ["Rain"], window="max")
+    with pytest.raises(ValueError, match="batch_size"):
+        scorer.score([make_sound("rain", 1.0)], ["Rain"], batch_size=0)
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        Scorer.from_pretrained(tiny_folder, dtype="float8")
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        Scorer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="is a 'bert' model, not an xacle scorer"):
+        Scorer.from_pretrained(tmp_path)
+
+
+def test_bfloat16_stays_close(tiny_folder, scorer, wav_dir):
+    half = Scorer.from_pretrained(tiny_folder, device="cpu", dtype="bfloat16")
+    audio, text = [wav_dir / "rain.wav", wav_dir / "siren.ogg"], ["Rain", "Siren"]
+    np.testing.assert_allclose(half.score(audio, text), scorer.score(audio, text), atol=0.1)
+
+
+def test_the_auto_classes_know_the_package_once_it_is_imported(tiny_folder):
+    assert type(AutoConfig.from_pretrained(tiny_folder)) is XacleConfig
+
+
+def test_scores_are_written_to_the_last_digit():
+    for score in np.float32([6.25, 1 / 3, 1e-7, -0.0, 9.999999, 123456.7]):
+        assert np.float32(shortest(score)) == score
+    assert shortest(np.float32(6.4)) == "6.4"
+
+
+# --- The command ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_pair(tiny_folder, scorer, wav_dir):
+    result = command("score", "--model", tiny_folder, "--audio", wav_dir / "rain.wav", "--text", "Rain falls")
+    assert result.returncode == 0, result.stderr
+    (expected,) = scorer.score([wav_dir / "rain.wav"], ["Rain falls"])
+    assert float(result.stdout) == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_table(tiny_folder, scorer, wav_dir, tmp_path, suffix):
+    table, output = tmp_path / f"pairs{suffix}", tmp_path / f"scores{suffix}"
+    if suffix == ".csv":
+        write_table(table, PAIRS)
+    else:
+        table.write_text("".join(json.dumps({"wav_file_name": name, "text": text}) + "\n" for name, text in PAIRS))
+    result = command(
+        *("score", "--model", tiny_folder, "--input", table, "--audio-dir", wav_dir, "--output", output, "--batch-size", 3)
+    )
+    assert result.returncode == 0, result.stderr
+    assert "6/6" in result.stderr  # the progress bar
+    rows = read_scores(output)
+    assert [name for name, _ in rows] == [name for name, _ in PAIRS]
+    expected = scorer.score([wav_dir / name for name, _ in PAIRS], [text for _, text in PAIRS])
+    np.testing.assert_allclose([score for _, score in rows], expected, atol=1e-5)
+    if suffix == ".csv":
+        assert output.read_text().startswith("wav_file_name,pred_score")
+
+
+def test_the_readme_spelling_and_files_beside_the_table(tiny_folder, wav_dir):
+    table = write_table(wav_dir / "pairs.csv", [("Rain falls", "rain.wav")], header=("text", "wave_file_name"))
+    result = command("score", "--model", tiny_folder, "--input", table, "--output", wav_dir / "scores.csv")
+    assert result.returncode == 0, result.stderr
+    assert [name for name, _ in read_scores(wav_dir / "scores.csv")] == ["rain.wav"]
+
+
+@pytest.fixture(scope="module")
+def bad_table(tmp_path_factory, wav_dir):
+    """A table with one good row first and last, and every fault between them."""
+    folder = tmp_path_factory.mktemp("bad")
+    for name in ("rain.wav",):
+        (folder / name).write_bytes((wav_dir / name).read_bytes())
+    (folder / "empty.wav").touch()
+    (folder / "corrupt.wav").write_bytes(b"RIFF this is no sound")
+    sf.write(folder / "silent.wav", np.zeros(0, dtype=np.float32), 16000)
+    sf.write(folder / "nan.wav", np.full(16000, np.nan, dtype=np.float32), 16000, subtype="FLOAT")
+    names = ["rain.wav", "missing.wav", "empty.wav", "corrupt.wav", "silent.wav", "nan.wav"]
+    rows = [(name, "Rain") for name in names] + [("rain.wav", " "), ("", "Rain"), ("rain.wav", "Rain, loud")]
+    return write_table(folder / "pairs.csv", rows)
+
+
+def test_everything_wrong_with_a_table_is_told_at_once(tiny_folder, bad_table, tmp_path):
+    result = command("score", "--model", tiny_folder, "--input", bad_table, "--output", tmp_path / "scores.csv")
+    assert result.returncode == 1
+    for line, words in [(3, "missing.wav"), (4, "empty.wav"), (5, "corrupt.wav"), (6, "silent.wav"), (8, "no caption")]:
+        assert f"line {line}: " in result.stderr
+        assert words in result.stderr.split(f"line {line}: ")[1].splitlines()[0]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_skipping_scores_the_good_rows_and_lists_the_others(tiny_folder, bad_table, tmp_path):
+    output = tmp_path / "scores.csv"
+    result = command(*("score", "--model", tiny_folder, "--input", bad_table, "--output", output, "--on-error", "skip"))
+    assert result.returncode == 0, result.stderr
+    assert [name for name, _ in read_scores(output)] == ["rain.wav", "rain.wav"]
+    with (tmp_path / "scores.csv.rejected.csv").open(newline="") as file:
+        rejected = list(csv.DictReader(file))
+    assert [int(row["line"]) for row in rejected] == [3, 4, 5, 6, 7, 8, 9]
+    assert "NaN" in rejected[4]["reason"]
+    assert "2 pairs scored" in result.stderr
+    assert "7 rows skipped" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("wav_file_name,caption\nrain.wav,Rain\n", "needs the columns wav_file_name and text"),
+        ("wav_file_name,text\n", "has no rows"),
+        ("", "has no rows"),
+        ("wav_file_name,text\nrain.wav,Rain, loud\n", "line 2: 3 fields where the header has 2"),
+    ],
+)
+def test_tables_that_are_none(tiny_folder, wav_dir, tmp_path, content, message):
+    (tmp_path / "pairs.csv").write_text(content)
+    result = command(
+        *("score", "--model", tiny_folder, "--input", tmp_path / "pairs.csv"),
+        *("--audio-dir", wav_dir, "--output", tmp_path / "scores.csv"),
+    )
+    assert result.returncode == 1
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--audio", "a.wav"], "either --audio and --text"),
+        (["--audio", "a.wav", "--text", "a", "--input", "b.csv", "--output", "c.csv"], "either --audio and --text"),
+        (["--audio", "a.wav", "--text", " "], "the caption is empty"),
+        (["--audio", "missing.wav", "--text", "a"], "no audio file at 'missing.wav'"),
+        (["--input", "missing.csv", "--output", "c.csv"], "no table at 'missing.csv'"),
+        (["--input", "missing.csv", "--output", "c.txt"], "must end in .csv or .jsonl"),
+    ],
+)
+def test_wrong_calls_are_explained(tiny_folder, tmp_path, arguments, message):
+    result = command("score", "--model", tiny_folder, *arguments, cwd=tmp_path)
+    assert result.returncode != 0
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
+
+
+def test_convert_and_score(released_folder, tmp_path, wav_dir):
+    from conftest import GOLDEN
+
+    result = command("convert", "tmu", GOLDEN / "tmu", tmp_path / "model")
+    assert result.returncode == 0, result.stderr
+    result = command("score", "--model", tmp_path / "model", "--audio", wav_dir / "rain.wav", "--text", "Rain")
+    (expected,) = Scorer.from_pretrained(released_folder, device="cpu").score([wav_dir / "rain.wav"], ["Rain"])
+    assert float(result.stdout) == pytest.approx(float(expected), abs=1e-5)
+    result = command("convert", "beats", GOLDEN / "beats_tiny_a.pt", tmp_path / "beats")
+    assert result.returncode == 0, result.stderr
+    result = command("convert", "beats", tmp_path / "nothing.pt", tmp_path / "other")
+    assert result.returncode == 1
+    assert "no checkpoint at" in result.stderr
+
+
+def test_the_demo_says_that_its_weights_are_random(tmp_path):
+    result = command("demo", "--out", tmp_path / "demo")
+    assert result.returncode == 0, result.stderr
+    assert "RANDOM" in result.stdout
+    assert len(read_scores(tmp_path / "demo/scores.csv")) == 16
+
+
+def test_help_is_quick_and_complete():
+    for arguments, words in [((), "score"), (("score",), "--batch-size"), (("convert",), "tmu")]:
+        result = command(*arguments, "--help")
+        assert result.returncode == 0
+        assert words in result.stdout
+    imports = "import sys, xacle.cli; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True).stdout.strip() == "False"
