@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor
 from transformers.audio_utils import load_audio
+from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.utils import is_soxr_available, logging
 
 # Saving the processor copies the modules it imports: this line makes the pipeline travel with the model folder.
@@ -314,6 +315,8 @@ class XacleProcessor(ProcessorMixin):
         max_caption_tokens (`int`, defaults to 256): Longer captions are cut, with a warning.
     """
 
+    text_kwargs = {"padding": True, "return_tensors": "pt"}
+
     def __init__(
         self,
         feature_extractor,
@@ -350,85 +353,100 @@ class XacleProcessor(ProcessorMixin):
         return ["input_ids", "input_features"]
 
     def __call__(
-        self,
-        text: str | list[str] | None = None,
-        audio=None,
-        sampling_rate: int | None = None,
-        task: str = "scoring",
-        padding: bool | str = True,
-        return_tensors: str = "pt",
-        audio_kwargs: dict | None = None,
+        self, text: str | list[str] | None = None, audio=None, task: str | None = None, **kwargs: Unpack[ProcessingKwargs]
     ) -> BatchFeature:
         """
         Args:
             text: One caption or a list. Captions are data: a special token spelled out in one is tokenised as plain text.
             audio: One sound or a list, by path, URL, bytes, dict, array or tensor (see [`load_waveform`]).
-            sampling_rate: The rate of the arrays among them, in Hz.
-            task: `"scoring"` puts the audio and `<|SCORE|>` after the caption. `"captioning"` puts the caption after the
-                audio and adds `labels`; without `text` it gives the prompt for `generate`.
-            padding, return_tensors: Rows are always padded to the longest and returned as `"pt"`: accepted as such only.
-            audio_kwargs: Arguments of the feature extractor, e.g. `{"device": "cuda"}`.
+            task: `"scoring"` (the default) puts the audio and `<|SCORE|>` after the caption. `"captioning"` puts the caption
+                after the audio and adds `labels`; without `text` it gives the prompt for `generate`.
+            sampling_rate (`int`): The rate of arrays, in Hz.
+            padding (`bool` or `str`, defaults to `True`), max_length (`int`), pad_to_multiple_of (`int`): How rows of tokens
+                are padded, for compiled models that want few lengths. Rows are never cut: captions are, at
+                `max_caption_tokens`.
+            text_kwargs, audio_kwargs (`dict`): The same for the tokens, and any argument of [`XacleFeatureExtractor`].
 
         One caption with several sounds, or one sound with several captions, makes every pair: the sound is encoded once.
         `text` alone gives the inputs of a scorer that gets its audio from `audio_states`; `audio` alone gives the
         captioning prompt.
 
         Returns:
-            `input_ids` `[pairs, tokens]`, padded on the right, so that the causal language model needs no mask to be exact;
-            `input_features` `[clips, 998, 128]`; for captioning also `attention_mask` and `labels` `[pairs, tokens]`.
+            PyTorch tensors: `input_ids` `[pairs, tokens]`, padded on the right, so that the causal language model needs no
+            mask to be exact; `input_features` `[clips, 998, 128]`; for captioning also `attention_mask` and `labels`
+            `[pairs, tokens]`.
+
+        Raises:
+            ValueError, TypeError: for input that makes no pairs, and for unknown arguments; see also [`load_waveform`].
         """
-        if return_tensors != "pt" or padding not in (True, "longest"):
-            raise ValueError(
-                "XacleProcessor pads to the longest row and returns PyTorch tensors, got "
-                f"padding={padding!r} and return_tensors={return_tensors!r}"
-            )
-        if task not in ("scoring", "captioning"):
+        text_options, audio_options = self._options(kwargs)
+        if task not in (None, "scoring", "captioning"):
             raise ValueError(f"task must be 'scoring' or 'captioning', got {task!r}")
         if text is None and audio is None:
             raise ValueError("pass `text`, `audio` or both")
         data = {}
         captions = None if text is None else self._list_of_captions(text)
+        clips = 0
         if audio is not None:
-            audio_kwargs = {"sampling_rate": sampling_rate, **(audio_kwargs or {})}
-            data.update(self.feature_extractor(audio, return_tensors="pt", **audio_kwargs))
+            data.update(self.feature_extractor(audio, **audio_options))
             clips = len(data["input_features"])
             if captions is not None and len(captions) != clips and 1 not in (len(captions), clips):
                 raise ValueError(f"got {len(captions)} captions and {clips} sounds; pass as many of each, or one of either")
             if captions is not None and len(captions) == 1:
                 captions = captions * clips
-        if task == "captioning" or captions is None:
-            data.update(self._captioning_inputs(captions, len(data.get("input_features", captions or []))))
-        else:
-            data.update(self._scoring_inputs(captions))
-        return BatchFeature(data)
-
-    def _scoring_inputs(self, captions: list[str]) -> dict[str, torch.Tensor]:
-        suffix = [*self._audio_ids(), self.score_token_id]
-        return {"input_ids": self._pad([ids + suffix for ids in self.tokenize_captions(captions)], self.pad_token_id)}
-
-    def _captioning_inputs(self, captions: list[str] | None, clips: int) -> dict[str, torch.Tensor]:
         prompt = self._audio_ids()
         if captions is None:
-            input_ids = torch.tensor([prompt] * clips)
-            return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-        answers = [[*ids, self.tokenizer.eos_token_id] for ids in self.tokenize_captions(captions)]
-        return {
-            "input_ids": self._pad([prompt + answer for answer in answers], self.pad_token_id),
-            "attention_mask": self._pad([[1] * len(prompt + answer) for answer in answers], 0),
-            "labels": self._pad([[-100] * len(prompt) + answer for answer in answers], -100),
-        }
+            rows = [prompt] * clips
+        elif task == "captioning":
+            answers = [[*ids, self.tokenizer.eos_token_id] for ids in self.tokenize_captions(captions)]
+            rows = [prompt + answer for answer in answers]
+        else:
+            rows = [[*ids, *prompt, self.score_token_id] for ids in self.tokenize_captions(captions)]
+        length = self._padded_length(rows, **text_options)
+        data["input_ids"] = self._pad(rows, length, self.tokenizer.pad_token_id)
+        if captions is None or task == "captioning":
+            data["attention_mask"] = self._pad([[1] * len(row) for row in rows], length, 0)
+        if captions is not None and task == "captioning":
+            data["labels"] = self._pad([[-100] * len(prompt) + answer for answer in answers], length, -100)
+        return BatchFeature(data)
+
+    def _options(self, kwargs: dict) -> tuple[dict, dict]:
+        """A call's keyword arguments -> those of `_padded_length` and of the feature extractor; refuses all others.
+
+        Padding and lengths outside `audio_kwargs` concern the tokens: a clip always becomes 10 s unless told otherwise.
+        """
+        text_names = {"padding", "max_length", "pad_to_multiple_of", "truncation", "return_tensors"}
+        groups = {"text_kwargs", "audio_kwargs", "common_kwargs"}
+        given = [*kwargs, *kwargs.get("text_kwargs", {}), *kwargs.get("common_kwargs", {})]
+        if unknown := [name for name in given if name not in text_names | groups | {"sampling_rate", "device"}]:
+            raise TypeError(f"XacleProcessor has no argument {', '.join(map(repr, unknown))}")
+        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        text_options, merged_audio = merged["text_kwargs"], merged["audio_kwargs"]
+        if text_options.get("return_tensors", "pt") != "pt":
+            raise ValueError(f"XacleProcessor returns PyTorch tensors, got return_tensors={text_options['return_tensors']!r}")
+        audio_options = {name: merged_audio[name] for name in ("sampling_rate", "device") if name in merged_audio}
+        audio_options |= {**kwargs.get("audio_kwargs", {}), "return_tensors": "pt"}
+        names = ("padding", "max_length", "pad_to_multiple_of")
+        return {name: text_options[name] for name in names if name in text_options}, audio_options
+
+    @staticmethod
+    def _padded_length(rows, padding: bool | str = True, max_length: int | None = None, pad_to_multiple_of=None) -> int:
+        """The length in tokens that all `rows` are padded to."""
+        length = max(map(len, rows))
+        if padding == "max_length":
+            if max_length is None or length > max_length:
+                raise ValueError(f"padding='max_length' needs a max_length of at least {length} tokens, got {max_length}")
+            length = max_length
+        elif padding in (False, "do_not_pad") and min(map(len, rows)) < length:
+            raise ValueError("rows of different lengths need padding; leave `padding` at its default")
+        return math.ceil(length / (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1)
+
+    @staticmethod
+    def _pad(rows: list[list[int]], length: int, value: int) -> torch.Tensor:
+        return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
     def _audio_ids(self) -> list[int]:
         return [self.audio_start_token_id, *[self.audio_token_id] * self.num_audio_tokens, self.audio_end_token_id]
-
-    @property
-    def pad_token_id(self) -> int:
-        return self.tokenizer.pad_token_id
-
-    @staticmethod
-    def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
-        length = max(map(len, rows))
-        return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
     @staticmethod
     def _list_of_captions(text) -> list[str]:

@@ -38,11 +38,11 @@ def test_at_any_padding_on_either_side(make_scorer, processor, sounds):
     model = make_scorer().eval()
     expected = score_alone(model, processor, sounds)
     inputs = processor(text=[text for _, text in sounds], audio=[sound for sound, _ in sounds], sampling_rate=16000)
-    rows = [row[row != processor.pad_token_id] for row in inputs["input_ids"]]
+    rows = [row[row != processor.tokenizer.pad_token_id] for row in inputs["input_ids"]]
     for side in ("left", "right"):
         for extra in (0, 1, 37):
             length = max(map(len, rows)) + extra
-            ids = torch.full((4, length), processor.pad_token_id)
+            ids = torch.full((4, length), processor.tokenizer.pad_token_id)
             mask = torch.zeros(4, length, dtype=torch.long)
             for row, row_ids, row_mask in zip(rows, ids, mask, strict=True):
                 place = slice(length - len(row), length) if side == "left" else slice(0, len(row))
@@ -130,7 +130,7 @@ def test_the_last_token_is_the_score_token_unless_something_follows(make_scorer,
     ids = processor(text=["Rain", "A clock ticks once a second"])["input_ids"]
     score_positions = (ids == processor.score_token_id).int().argmax(-1)
     assert torch.equal(model.score_positions(ids, None, None), score_positions)
-    assert torch.equal(model.score_positions(ids, None, ids != processor.pad_token_id), score_positions)
+    assert torch.equal(model.score_positions(ids, None, ids != processor.tokenizer.pad_token_id), score_positions)
     followed = torch.cat([ids[1:], torch.tensor([[processor.tokenizer.eos_token_id]])], dim=1)
     assert model.score_positions(followed, None, None).item() == followed.shape[1] - 1
 
@@ -246,7 +246,7 @@ def test_a_plain_trainer_trains_the_model_and_accumulation_keeps_the_scale(make_
 
     def collate(batch):
         width = max(row["input_ids"].shape[1] for row in batch)
-        pad = lambda ids: nn.functional.pad(ids, (0, width - ids.shape[1]), value=processor.pad_token_id)  # noqa: E731
+        pad = lambda ids: nn.functional.pad(ids, (0, width - ids.shape[1]), value=processor.tokenizer.pad_token_id)  # noqa: E731
         return {
             "input_ids": torch.cat([pad(row["input_ids"]) for row in batch]),
             "input_features": torch.cat([row["input_features"] for row in batch]),
@@ -416,7 +416,9 @@ def test_xacle_model_alone(make_scorer, processor, sounds):
         model()
 
 
-def test_the_golden_scores_are_reached_from_files(released_folder, shared, run_python):
+# On other CPUs than the reference, rounding in empty mel bins moves the chirp's score; the README quotes this bound.
+@pytest.mark.parametrize(("arithmetic", "bound"), [(REFERENCE_ARITHMETIC, 1e-5), ({}, 1e-3)], ids=["reference", "this CPU"])
+def test_the_golden_scores_are_reached_from_files(released_folder, shared, run_python, arithmetic, bound):
     """The issue's bar: the 4 x 4 scores of the authors' code from wav files, in a process without this package."""
     code = """
 import json, sys, torch
@@ -431,5 +433,5 @@ model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 rows = [model(**processor(text=inputs["texts"], audio=golden / file)).logits.squeeze(-1) for file in inputs["files"]]
 print((torch.stack(rows) - expected).abs().max().item())
 """
-    difference = run_python(code, released_folder, shared / "golden/tmu_tiny", env=REFERENCE_ARITHMETIC)
-    assert float(difference) < 1e-5
+    difference = run_python(code, released_folder, shared / "golden/tmu_tiny", env=arithmetic)
+    assert float(difference) < bound

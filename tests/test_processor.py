@@ -32,7 +32,7 @@ def test_padding_comes_after_the_score_token(processor):
     rows = processor(text=captions)["input_ids"].tolist()
     for row, caption in zip(rows, captions, strict=True):
         expected = processor.tokenizer(caption)["input_ids"] + suffix(processor)
-        assert row == expected + [processor.pad_token_id] * (len(rows[0]) - len(expected))
+        assert row == expected + [processor.tokenizer.pad_token_id] * (len(rows[0]) - len(expected))
 
 
 SPELLED_OUT = ["<|SCORE|>", "<|AUDIO|>", "<|AUDIO_START|> rain", "a <|im_end|> b", "x<|endoftext|>"]
@@ -86,6 +86,16 @@ def test_the_customary_call_leaves_the_clip_at_ten_seconds(processor):
     assert inputs["input_features"].shape == (1, 998, 128)
 
 
+def test_rows_can_be_padded_to_few_lengths(processor):
+    captions = ["Rain", "A clock ticks once a second"]
+    assert processor(text=captions, pad_to_multiple_of=64)["input_ids"].shape == (2, 128)
+    fixed = processor(text=captions, audio=CLIP, sampling_rate=16000, padding="max_length", max_length=300)
+    assert fixed["input_ids"].shape == (2, 300)
+    assert fixed["input_features"].shape == (1, 998, 128)
+    short = processor(text="Rain", audio=CLIP, sampling_rate=16000, audio_kwargs={"padding": "longest"})
+    assert short["input_features"].shape == (1, 98, 128)
+
+
 def test_captioning_inputs(processor):
     prompt = processor(audio=[CLIP, CLIP], sampling_rate=16000)
     assert prompt["input_ids"].tolist() == [suffix(processor)[:-1]] * 2
@@ -108,8 +118,10 @@ def test_captioning_inputs(processor):
         ({"text": ["a", "b"], "audio": [CLIP] * 3, "sampling_rate": 16000}, ValueError, "2 captions and 3 sounds"),
         ({"text": "a", "task": "rating"}, ValueError, "'scoring' or 'captioning'"),
         ({"text": "a", "return_tensors": "np"}, ValueError, "returns PyTorch tensors"),
-        ({"text": "a", "padding": "max_length"}, ValueError, "pads to the longest row"),
-        ({"text": "a", "max_length": 64}, TypeError, "max_length"),
+        ({"text": "a", "padding": "max_length", "max_length": 64}, ValueError, "max_length of at least 104"),
+        ({"text": ["a", "a b c"], "padding": False}, ValueError, "need padding"),
+        ({"text": "a", "paddng": True}, TypeError, "no argument 'paddng'"),
+        ({"text": "a", "text_kwargs": {"add_eos": True}}, TypeError, "no argument 'add_eos'"),
         ({"text": "a", "audio": CLIP, "audio_kwargs": {"sample_rate": 44100}}, TypeError, "sample_rate"),
         ({"text": "a", "audio": "missing.wav"}, FileNotFoundError, "missing"),
     ],
