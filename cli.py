@@ -2,6 +2,7 @@
 
 import sys
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,19 @@ class OnError(str, Enum):
     skip = "skip"
 
 
+def print_version(wanted: bool):
+    if wanted:
+        typer.echo(version("xacle"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")] = False,
+):
+    pass
+
+
 @app.command()
 def score(
     model: Annotated[str, typer.Option(help="Model folder or Hub id.")],
@@ -38,7 +52,7 @@ def score(
     input: Annotated[Path | None, typer.Option(help="A table (.csv, .jsonl) with wav_file_name and text.")] = None,
     audio_dir: Annotated[Path | None, typer.Option(help="Folder of the table's files; by default the table's own.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write wav_file_name and pred_score (.csv, .jsonl).")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="10 s windows scored at once. Changes no score.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="10 s windows scored at once.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; the best there is by default.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Precision of the weights.")] = Dtype.float32,
     window: Annotated[Window, typer.Option(help="Clips over 10 s: average of 10 s windows, or the first only.")] = Window.mean,
@@ -55,23 +69,32 @@ def score(
     single, table = (audio, text), (input, output)
     if any(single) == any(table) or (any(single) and not all(single)) or (any(table) and not all(table)):
         raise typer.BadParameter("pass either --audio and --text, or --input and --output")
+    if Path(model).is_dir():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # of loading weights from disk; downloads keep theirs
     if input is None:
+        from xacle.processing_xacle import load_waveform
         from xacle.scoring.scorer import Scorer
         from xacle.scoring.tables import shortest
 
         if not text.strip():
             raise typer.BadParameter("the caption is empty", param_hint="--text")
+        waveform = load_waveform(audio)  # before the model, which takes longer
         scorer = Scorer.from_pretrained(model, device, dtype.value)
-        typer.echo(shortest(scorer.score([audio], [text], window=window.value)[0]))
+        typer.echo(shortest(scorer.score([waveform], [text], batch_size, window.value)[0]))
     else:
         from xacle.scoring.score_table import score_table
 
-        scored, rejected = score_table(
-            model, input, audio_dir or input.parent, output, batch_size, device, dtype.value, window.value, on_error.value
-        )
+        table_options = (batch_size, device, dtype.value, window.value, on_error.value)
+        try:
+            scored, rejected = score_table(model, input, audio_dir or input.parent, output, *table_options)
+        except KeyboardInterrupt as error:
+            typer.secho(f"\n{str(error) or 'interrupted; nothing was scored'}", fg="red", err=True)
+            raise typer.Exit(130) from error
         typer.echo(f"{scored} pairs scored: {output}", err=True)
         if rejected:
-            typer.echo(f"{rejected[1]} rows skipped, with reasons: {rejected[0]}", err=True)
+            typer.echo(f"{rejected} rows skipped, listed with reasons in {output}.rejected.csv", err=True)
 
 
 @convert_app.command("tmu")

@@ -162,9 +162,8 @@ class BeatsEncoder(nn.Module):
         self.layers = nn.ModuleList([BeatsLayer(config) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
 
-    def position_bias(self, num_tokens: int) -> torch.Tensor:
+    def position_bias(self, num_tokens: int, device: torch.device) -> torch.Tensor:
         """Relative position bias `[1, heads, query, key]`, looked up once for each of the `2 * tokens - 1` distances."""
-        device = self.relative_attention_bias.weight.device
         distance = torch.arange(1 - num_tokens, num_tokens, device=device)  # key - query
         buckets = self.config.num_buckets // 2
         exact = buckets // 2
@@ -183,7 +182,7 @@ class BeatsEncoder(nn.Module):
         hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
         hidden_states = self.dropout(self.layer_norm(hidden_states))
         attention_mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=token_mask)
-        position_bias = self.position_bias(hidden_states.shape[1])
+        position_bias = self.position_bias(hidden_states.shape[1], hidden_states.device)
         for layer in self.layers:
             if self.training and self.config.layerdrop > 0 and torch.rand(()) < self.config.layerdrop:
                 continue

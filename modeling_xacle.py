@@ -177,8 +177,8 @@ class XacleQFormerProjector(nn.Module):
 class XacleScoreHead(nn.Module):
     """State at `<|SCORE|>` `[batch, text size]` -> logit `[batch, 1]`.
 
-    ReLU and dropout stand between hidden layers but not after the last one, as in the released head. Always float32:
-    bfloat16 has only about a hundred values between two neighbouring powers of ten, and would tie most of a ranking.
+    ReLU and dropout stand between hidden layers but not after the last one, as in the released head. It computes in float32
+    whatever the model's dtype: bfloat16 has 128 values between two powers of two, and would tie much of a ranking.
     """
 
     def __init__(self, config: XacleConfig):
@@ -190,10 +190,14 @@ class XacleScoreHead(nn.Module):
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
         with torch.autocast(state.device.type, enabled=False):
-            state = state.to(self.out_proj.weight.dtype)
+            state = state.float()
             for index, layer in enumerate(self.hidden_layers):
-                state = layer(state if index == 0 else self.dropout(state.relu()))
-            return self.out_proj(state).float()
+                state = self._linear(layer, state if index == 0 else self.dropout(state.relu()))
+            return self._linear(self.out_proj, state)
+
+    @staticmethod
+    def _linear(layer: nn.Linear, state: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(state, layer.weight.float(), layer.bias.float())
 
 
 class XaclePreTrainedModel(PreTrainedModel):
@@ -236,8 +240,9 @@ class XacleModel(XaclePreTrainedModel):
         self.freeze_audio_encoder()
 
     def freeze_audio_encoder(self) -> None:
-        """Exclude the encoder from training, or include it, as `config.freeze_audio_encoder` says."""
-        self.audio_tower.requires_grad_(not self.config.freeze_audio_encoder)
+        """Exclude the encoder from training if `config.freeze_audio_encoder` says so."""
+        if self.config.freeze_audio_encoder:
+            self.audio_tower.requires_grad_(False)
 
     def get_input_embeddings(self):
         return self.language_model.get_input_embeddings()
@@ -268,7 +273,8 @@ class XacleModel(XaclePreTrainedModel):
     def get_audio_states(self, input_features: torch.Tensor) -> torch.Tensor:
         """Encode and pool clips: fbank `[clips, frames, 128]` -> `audio_states` `[clips, num_audio_tokens, audio size]`.
 
-        With a frozen encoder these never change: compute them once a clip and pass them to `forward` instead of the fbank.
+        With a frozen encoder and without SpecAugment these never change: compute them once a clip and pass them to `forward`
+        instead of the fbank. (In training, SpecAugment masks the fbank; given states are taken as they are.)
         """
         return self._encode(input_features)[1]
 
@@ -282,10 +288,14 @@ class XacleModel(XaclePreTrainedModel):
         outputs, pooled = self._encode(input_features, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.multi_modal_projector(pooled),
+            pooler_output=self._project(pooled),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _project(self, audio_states: torch.Tensor) -> torch.Tensor:
+        weight = next(self.multi_modal_projector.parameters())
+        return self.multi_modal_projector(audio_states.to(weight.dtype))
 
     def get_placeholder_mask(self, input_ids, inputs_embeds) -> torch.Tensor:
         """Where `<|AUDIO|>` stands, `[batch, tokens]`; found by its embedding if there are no `input_ids`."""
@@ -326,19 +336,26 @@ class XacleModel(XaclePreTrainedModel):
         if input_features is not None or audio_states is not None:
             if audio_states is None:
                 audio_states = self.get_audio_states(input_features)
-            audio = self.multi_modal_projector(audio_states.to(inputs_embeds.device, self._projector_dtype))
+            audio = self._project(audio_states)
             batch = len(inputs_embeds)
             if audio_index is not None:
                 audio = audio[audio_index]
             elif len(audio) == 1:
                 audio = audio.expand(batch, -1, -1)
-            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds).unsqueeze(-1).expand_as(inputs_embeds)
+            if len(audio) != batch:
+                raise ValueError(f"got {len(audio)} clips for {batch} rows; pass `audio_index` for clips that rows share")
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds)
             torch_compilable_check(
-                placeholders.sum() == audio.numel(),
-                f"{batch} rows need {self.config.num_audio_tokens} <|AUDIO|> placeholders each and one clip each "
-                f"(got {len(audio)} clips); use XacleProcessor, and `audio_index` for clips shared by several rows",
+                (placeholders.sum(-1) == self.config.num_audio_tokens).all(),
+                f"each row needs {self.config.num_audio_tokens} <|AUDIO|> placeholders; use XacleProcessor",
             )
-            inputs_embeds = inputs_embeds.masked_scatter(placeholders, audio.to(inputs_embeds.dtype))
+            audio = audio.to(inputs_embeds.device, inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), audio)
+        elif input_ids is not None and past_key_values is None:
+            torch_compilable_check(
+                (input_ids != self.config.audio_token_id).all(),
+                "rows with <|AUDIO|> placeholders need a sound: pass `input_features` or `audio_states`",
+            )
 
         # (`generate` with a static cache hands over finished masks, in a dict, and positions.)
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 and position_ids is None:
@@ -353,10 +370,6 @@ class XacleModel(XaclePreTrainedModel):
             use_cache=use_cache,
             **{**kwargs, "return_dict": True},
         )
-
-    @property
-    def _projector_dtype(self) -> torch.dtype:
-        return next(self.multi_modal_projector.parameters()).dtype
 
 
 class XacleForAlignmentScoring(XaclePreTrainedModel):
@@ -383,15 +396,18 @@ class XacleForAlignmentScoring(XaclePreTrainedModel):
     def score_positions(self, input_ids, inputs_embeds, attention_mask) -> torch.Tensor:
         """Index of the state to score in each row, `[batch]`."""
         if input_ids is not None and self.config.score_pooling == "score_token":
-            return (input_ids == self.config.score_token_id).int().argmax(-1)
+            score_tokens = input_ids == self.config.score_token_id
+            torch_compilable_check(
+                (score_tokens.sum(-1) == 1).all(), "each row needs one <|SCORE|>; give XacleProcessor a `text` to score"
+            )
+            return score_tokens.int().argmax(-1)
         if attention_mask is not None:
             used = attention_mask
         elif input_ids is not None and self.config.pad_token_id is not None:
             used = input_ids != self.config.pad_token_id
         else:
             used = torch.ones((input_ids if input_ids is not None else inputs_embeds).shape[:2], device=self.device)
-        last = used.shape[1] - 1 - used.int().flip(-1).argmax(-1)
-        return last
+        return used.shape[1] - 1 - used.int().flip(-1).argmax(-1)
 
     @can_return_tuple
     def forward(
@@ -408,7 +424,7 @@ class XacleForAlignmentScoring(XaclePreTrainedModel):
     ) -> tuple | XacleScorerOutput:
         """
         Args:
-            labels: Ratings on the 0-10 scale `[batch]`. The loss is ListNet over the batch (paper, section on training):
+            labels: Ratings on the 0-10 scale `[batch]`. The loss is ListNet over the batch, as in the paper's stages 2 and 3:
                 both the labels and `scores` are mapped from 0-10 to [-1, 1] and compared as distributions over the batch.
             The other arguments are those of [`XacleModel.forward`].
 
@@ -463,6 +479,8 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = XacleModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        embeddings = next(name for name, module in self.named_modules() if module is self.model.get_input_embeddings())
+        self._tied_weights_keys = {"lm_head.weight": f"{embeddings}.weight"}  # decoders name their embeddings differently
         self.post_init()
 
     def get_audio_states(self, input_features: torch.Tensor) -> torch.Tensor:

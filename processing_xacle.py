@@ -5,8 +5,10 @@ caption --tokenise as plain text--> ids <|AUDIO_START|> <|AUDIO|>x100 <|AUDIO_EN
 """
 
 import base64
+import io
 import math
 import os
+import re
 from functools import lru_cache
 from itertools import groupby
 from numbers import Real
@@ -14,14 +16,16 @@ from numbers import Real
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor
-from transformers.audio_utils import load_audio
+from huggingface_hub.utils import httpx
+from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, ProcessorMixin, SequenceFeatureExtractor
 from transformers.processing_utils import ProcessingKwargs, Unpack
-from transformers.utils import is_soxr_available, logging
+from transformers.utils import is_soundfile_available, is_soxr_available, logging
 
 # Saving the processor copies the modules it imports: this line makes the pipeline travel with the model folder.
 from .pipeline_xacle import XaclePipeline  # noqa: F401
 
+if is_soundfile_available():
+    import soundfile as sf
 if is_soxr_available():
     import soxr
 
@@ -37,6 +41,7 @@ LOW_FREQUENCY, HIGH_FREQUENCY = 20.0, 8000.0
 INT16_SCALE = 2.0**15  # Kaldi expects the range of 16-bit samples, not [-1, 1]
 LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon
 
+URL_TIMEOUT_SECONDS = 30.0
 MAX_CLIP_SECONDS = 10.0  # the clip length people rated; [160000] samples, [998, 128] fbank
 MAX_FBANK_BATCH = 32  # bounds the memory of the frames, 2 MB a clip
 MIN_SAMPLES = FRAME_LENGTH + 15 * HOP_LENGTH  # 16 frames = one patch of BEATs
@@ -49,8 +54,8 @@ def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
     """Any sound -> mono float32 waveform `[samples]` at 16 kHz, in [-1, 1].
 
     Args:
-        audio: A path, an `http(s)://` URL, a `data:` URI, the bytes of an audio file, a `{"array", "sampling_rate"}`,
-            `{"bytes"}` or `{"path"}` dict as `datasets` makes them, or an array, tensor or list of samples. Arrays may be
+        audio: A path, an `http(s)://` URL, a `data:` URI, an audio file's bytes or the open file, a dict of `datasets`
+            (`{"array", "sampling_rate"}`, `{"bytes"}` or `{"path"}`), or an array, tensor or list of samples. Arrays may be
             `[samples]`, `[channels, samples]` or `[samples, channels]` (the shorter axis is the channels); integer
             arrays are scaled by their type's range. Files may be wav, flac, ogg, mp3 and whatever else libsndfile reads.
         sampling_rate: The rate of an array, in Hz; 16 kHz is assumed, with a warning, if it is missing.
@@ -68,12 +73,22 @@ def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
         if audio.get("path") is not None:
             return load_waveform(audio["path"])
         raise ValueError(f"an audio dict needs 'array', 'bytes' or 'path', got the keys {sorted(audio)}")
+    if hasattr(audio, "read"):
+        audio = audio.read()
     if isinstance(audio, (str, os.PathLike, bytes, bytearray, memoryview)):
-        name, waveform = _decode(audio)
+        with open_sound(audio) as sound:
+            name, sampling_rate = sound.xacle_name, sound.samplerate
+            try:
+                samples = sound.read(dtype="float32", always_2d=True)
+            except sf.LibsndfileError as error:
+                raise ValueError(_undecodable(name, error)) from error
+            if len(samples) < 0.99 * sound.frames - sound.samplerate:  # mp3: an estimate where the file has no index
+                logger.warning(f"{name} may be cut off: it announces {sound.frames} samples and holds {len(samples)}")
     elif isinstance(audio, (np.ndarray, torch.Tensor, list, tuple)):
-        name, waveform = "the audio array", _resample(_to_mono(audio), sampling_rate)
+        name, samples = "the audio array", audio
     else:
         raise TypeError(f"audio must be a path, URL, bytes, dict, array or tensor, got {type(audio).__name__}")
+    waveform = _resample(_to_mono(samples), sampling_rate)
     if waveform.size == 0:
         raise ValueError(f"{name} holds no samples")
     if not np.isfinite(waveform).all():
@@ -81,41 +96,76 @@ def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
     return waveform
 
 
-def _decode(source) -> tuple[str, np.ndarray]:
-    """Path, URL, data URI or bytes -> a name for messages, and the mono 16 kHz waveform."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        name = f"the audio given as {len(source)} bytes"
-        source = "data:;base64," + base64.b64encode(source).decode()
-    else:
-        source = os.fspath(source)
-        name = source if len(source) < 300 else source[:60] + "..."
-        if not source.startswith(("http://", "https://", "data:")) and not os.path.isfile(source):
-            raise FileNotFoundError(f"no audio file at '{name}'")
+def open_sound(source):
+    """Open a sound given by path, URL, `data:` URI or bytes, as a `soundfile.SoundFile` whose `xacle_name` says what it is.
+
+    soundfile rather than whatever else is installed: a score must not depend on the decoder.
+
+    Raises:
+        FileNotFoundError, ValueError: see [`load_waveform`]. A wav or ogg file that ends before its end is refused.
+    """
+    if not (is_soundfile_available() and is_soxr_available()):
+        raise ImportError("reading audio files needs soundfile and soxr: `pip install soundfile soxr`")
+    name, file = _locate(source)
     try:
-        # Always soundfile and soxr: the "auto" backend depends on what else is installed, and so would the score.
-        return name, load_audio(source, sampling_rate=SAMPLING_RATE, backend="soundfile")
-    except ImportError:
-        raise  # says which package to install
-    except Exception as error:
-        raise ValueError(
-            f"cannot decode {name}: {str(error).splitlines()[0].rstrip('.')}. It may be empty, cut off or no audio at all; "
-            "wav, flac, ogg and mp3 are read (convert others, e.g. `ffmpeg -i in.m4a out.wav`)"
-        ) from error
+        sound = sf.SoundFile(file)
+    except sf.LibsndfileError as error:
+        raise ValueError(_undecodable(name, error)) from error
+    sound.xacle_name = name
+    # libsndfile reads what there is and only notes what is missing. (Streamed wavs declare a size of 0 or 2**32 - 1.)
+    wav_size = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, flags=re.MULTILINE)
+    if (wav_size and 1.01 * int(wav_size[2]) < int(wav_size[1]) < 2**31 - 1) or "lacks an end-of-stream" in sound.extra_info:
+        sound.close()
+        raise ValueError(f"{name} is cut off: it ends before the end its header announces; copy or export it again")
+    return sound
+
+
+def _locate(source) -> tuple[str, str | io.BytesIO]:
+    """Path, URL, data URI or bytes -> a name for messages, and what soundfile opens."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"the audio given as {len(source)} bytes", io.BytesIO(source)
+    source = os.fspath(source)
+    if source.startswith("data:"):
+        return f"the audio given as '{source[:40]}...'", io.BytesIO(base64.b64decode(source.partition(",")[2]))
+    if source.startswith(("http://", "https://")):
+        try:
+            response = httpx.get(source, follow_redirects=True, timeout=URL_TIMEOUT_SECONDS)
+            response.raise_for_status()
+        except httpx.HTTPError as error:
+            raise ValueError(f"cannot fetch {source}: {str(error).splitlines()[0]}") from error
+        return source, io.BytesIO(response.content)
+    if not os.path.isfile(source):
+        raise FileNotFoundError(f"no audio file at '{source}'")
+    return source, source
+
+
+def _undecodable(name: str, error: Exception) -> str:
+    reason = re.sub(r"^Error (: |opening .*?: )", "", str(error)).rstrip(".")
+    return (
+        f"cannot decode {name}: {reason}. It may be empty, damaged or no audio at all; "
+        "wav, flac, ogg and mp3 are read (convert others, e.g. `ffmpeg -i in.m4a out.wav`)"
+    )
 
 
 def _to_mono(samples) -> np.ndarray:
-    """Array, tensor or list of samples, one channel or several -> float `[samples]`."""
+    """Array, tensor or list of samples, one channel or several -> float32 `[samples]`."""
+    integers_in_a_list = isinstance(samples, (list, tuple))
     if isinstance(samples, torch.Tensor):
-        samples = samples.detach().cpu().float().numpy() if samples.is_floating_point() else samples.detach().cpu().numpy()
+        samples = samples.detach().cpu()
+        samples = (samples.float() if samples.is_floating_point() else samples).numpy()
     waveform = np.asarray(samples)
-    if waveform.dtype == object or waveform.ndim not in (1, 2):
-        raise ValueError(f"an audio array must be [samples] or [channels, samples], got the shape {list(waveform.shape)}")
-    if waveform.dtype == np.uint8:  # the one unsigned format of wav files
-        waveform = (waveform.astype(np.float32) - 128.0) / 128.0
-    elif np.issubdtype(waveform.dtype, np.integer) and not isinstance(samples, (list, tuple)):
-        waveform = waveform.astype(np.float32) / -float(np.iinfo(waveform.dtype).min)
+    if waveform.dtype.kind not in "iuf" or waveform.ndim not in (1, 2):
+        raise ValueError(
+            "an audio array must hold numbers and be [samples] or [channels, samples], got the shape "
+            f"{list(waveform.shape)} of {waveform.dtype}"
+        )
+    if waveform.dtype.kind in "iu" and not integers_in_a_list:
+        half_range = 2.0 ** (8 * waveform.dtype.itemsize - 1)
+        waveform = (waveform.astype(np.float64) - (half_range if waveform.dtype.kind == "u" else 0.0)) / half_range
     waveform = waveform.astype(np.float32)
     if waveform.ndim == 2:
+        if waveform.size == 0:
+            return waveform.reshape(-1)
         waveform = waveform.mean(axis=0 if waveform.shape[0] <= waveform.shape[1] else 1)
     if waveform.size and np.abs(waveform).max() > 4.0:
         logger.warning_once(
@@ -126,14 +176,14 @@ def _to_mono(samples) -> np.ndarray:
 
 
 def _resample(waveform: np.ndarray, sampling_rate: int | None) -> np.ndarray:
-    """To 16 kHz, by the steps `transformers.audio_utils.load_audio` takes for files."""
+    """To 16 kHz, as `transformers.audio_utils.load_audio` does (and librosa)."""
     if sampling_rate is None:
         logger.warning_once(
             f"an audio array came without `sampling_rate`: {SAMPLING_RATE} Hz is assumed. Pass it, since a wrong rate "
             "gives a wrong score without any error"
         )
-    elif not sampling_rate > 0:
-        raise ValueError(f"sampling_rate must be positive, got {sampling_rate}")
+    elif not isinstance(sampling_rate, Real) or not sampling_rate > 0:
+        raise ValueError(f"sampling_rate must be a positive number, got {sampling_rate!r}")
     elif sampling_rate != SAMPLING_RATE and waveform.size:
         if not is_soxr_available():
             raise ImportError("resampling needs soxr: `pip install soxr`")
@@ -157,11 +207,12 @@ def mel_filter_bank(num_mel_bins: int) -> torch.Tensor:
     def mel(frequency: float) -> float:
         return 1127.0 * math.log(1.0 + frequency / 700.0)
 
+    exact = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults are
     low, high = mel(LOW_FREQUENCY), mel(HIGH_FREQUENCY)
     step = (high - low) / (num_mel_bins + 1)
-    bins = torch.arange(num_mel_bins).unsqueeze(1)
+    bins = torch.arange(num_mel_bins, **exact).unsqueeze(1)
     left, center, right = low + bins * step, low + (bins + 1.0) * step, low + (bins + 2.0) * step
-    frequencies = SAMPLING_RATE / FFT_LENGTH * torch.arange(FFT_LENGTH // 2)
+    frequencies = SAMPLING_RATE / FFT_LENGTH * torch.arange(FFT_LENGTH // 2, **exact)
     mels = 1127.0 * (1.0 + frequencies / 700.0).log().unsqueeze(0)
     filters = torch.min((mels - left) / (center - left), (right - mels) / (right - center)).clamp(min=0.0)
     return F.pad(filters, (0, 1)).T  # no filter reaches the Nyquist bin
@@ -170,7 +221,7 @@ def mel_filter_bank(num_mel_bins: int) -> torch.Tensor:
 @lru_cache(maxsize=1)
 def povey_window() -> torch.Tensor:
     """Kaldi's default window `[FRAME_LENGTH]`: a symmetric Hann window to the power 0.85."""
-    return torch.hann_window(FRAME_LENGTH, periodic=False).pow(0.85)
+    return torch.hann_window(FRAME_LENGTH, periodic=False, dtype=torch.float32, device="cpu").pow(0.85)
 
 
 def fbank(waveforms: torch.Tensor, num_mel_bins: int = 128) -> torch.Tensor:
@@ -268,13 +319,16 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         if too_long and truncation:
             logger.warning(
                 f"{len(too_long)} of {len(waveforms)} clips are longer than {max_length / self.sampling_rate:g} s (up to "
-                f"{max(too_long) / self.sampling_rate:.1f} s): only the beginning is used. The pipeline and `xacle score` "
+                f"{max(too_long) / self.sampling_rate:.2f} s): only the beginning is used. The pipeline and `xacle score` "
                 "score long clips in windows"
             )
         if truncation:
             waveforms = [waveform[:max_length] for waveform in waveforms]
         lengths = [len(waveform) for waveform in waveforms]
-        target = {"max_length": max_length, "longest": max(lengths), True: max(lengths)}.get(padding, 0)
+        targets = {"max_length": max_length, "longest": max(lengths), True: max(lengths), "do_not_pad": 0, False: 0}
+        if padding not in targets:
+            raise ValueError(f"padding must be 'max_length', 'longest' or False, got {padding!r}")
+        target = targets[padding]
         padded = [
             F.pad(torch.from_numpy(waveform), (0, max(0, target - len(waveform))), value=self.padding_value)
             for waveform in waveforms
@@ -347,6 +401,13 @@ class XacleProcessor(ProcessorMixin):
         self.audio_token_id, self.audio_start_token_id, self.audio_end_token_id, self.score_token_id = (
             known[token] for token in tokens
         )
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        """Both parts' classes are known: loading needs neither a registered feature extractor nor `trust_remote_code`."""
+        extractor = XacleFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        kwargs["config"] = PreTrainedConfig()  # the tokenizer needs none, and the folder's would ask for trust
+        return [extractor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
 
     @property
     def model_input_names(self) -> list[str]:

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import torch
+from transformers.activations import ACT2FN
 
 from xacle.configuration_xacle import BeatsConfig
-from xacle.conversion.checkpoint import check_output_folder, model_from_tensors, read_checkpoint
+from xacle.conversion.checkpoint import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
 from xacle.modeling_beats import BeatsForAudioClassification, BeatsModel
 from xacle.processing_xacle import XacleFeatureExtractor
 
@@ -81,6 +82,8 @@ def config_from_cfg(cfg: dict, source: str) -> BeatsConfig:
     """Microsoft's `cfg` -> `BeatsConfig`. Raises `ValueError` for variants that were never released."""
     if wrong := {name: cfg[name] for name, value in FIXED.items() if cfg.get(name, value) != value}:
         raise ValueError(f"'{source}' is a BEATs variant that is not supported: {wrong}, expected {FIXED}")
+    if cfg.get("activation_fn", "gelu") not in ACT2FN:
+        raise ValueError(f"'{source}' has an activation that is not supported: {cfg['activation_fn']}")
     return BeatsConfig(**{ours: cfg[theirs] for theirs, ours in CONFIG_NAMES.items() if theirs in cfg})
 
 
@@ -100,6 +103,9 @@ def convert_beats(file: str | Path, output: str | Path) -> Path:
     checkpoint = read_checkpoint(file)
     if not {"cfg", "model"} <= checkpoint.keys():
         raise ValueError(f"'{file}' is no BEATs checkpoint: it has {sorted(checkpoint)[:5]}, not 'cfg' and 'model'")
+    if not isinstance(checkpoint["cfg"], dict):
+        raise ValueError(f"'{file}' is no BEATs checkpoint: its 'cfg' is a {type(checkpoint['cfg']).__name__}, not a dict")
+    check_tensors(checkpoint["model"], str(file))
     tensors, classifier = {}, {}
     for name, tensor in checkpoint["model"].items():
         (classifier if name.startswith("predictor.") else tensors)[name] = tensor

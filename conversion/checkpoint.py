@@ -30,6 +30,14 @@ def read_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
+def check_tensors(tensors, source: str) -> None:
+    """Raise `ValueError`, naming the entries, unless `tensors` is a dict of tensors."""
+    if not isinstance(tensors, dict):
+        raise ValueError(f"'{source}' holds a {type(tensors).__name__} where a dict of tensors is expected")
+    if others := [str(name) for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]:
+        raise ValueError(f"'{source}' holds entries that are no tensors: {', '.join(others)}")
+
+
 def model_from_tensors(model_class: type[PreTrainedModel], config, tensors: dict, source: str) -> PreTrainedModel:
     """Build `model_class` around `tensors` (no copy) after checking that names and shapes match exactly.
 

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from xacle.configuration_xacle import BeatsConfig, XacleConfig
 from xacle.conversion.beats import rename_beats_tensors
-from xacle.conversion.checkpoint import check_output_folder, model_from_tensors, read_checkpoint
+from xacle.conversion.checkpoint import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 
@@ -37,17 +37,19 @@ RENAMES = [
     (r"^(final_linear\.linear|projection)\.(weight|bias)$", r"score_head.out_proj.\2"),
 ]
 
+# The published weights are CC-BY-NC-4.0; of other checkpoints in their format we cannot know.
+PUBLISHED = "Atotti/xacle-tmu-2026"
 MODEL_CARD = """---
-license: cc-by-nc-4.0
+license: {license}
 library_name: transformers
 pipeline_tag: audio-classification
 tags: [audio, text-to-audio, xacle, custom_code]
 ---
-# XACLE scorer, converted from the authors' release
+# XACLE scorer, converted from the authors' format
 
-Scores how well a sound matches a caption (0-10). The weights are those of the TMU system for the XACLE Challenge
-(arXiv 2602.00604), which their authors released under CC-BY-NC-4.0: no commercial use. Converted without change from
-`{source}`.
+Scores how well a sound matches a caption (0-10). Converted without change from `{source}`, a checkpoint in the format of the
+TMU system for the XACLE Challenge (arXiv 2602.00604). If these are the weights its authors published ([{published}](
+https://huggingface.co/{published})), they are under CC-BY-NC-4.0: no commercial use.
 
 ```python
 from transformers import AutoModel, AutoProcessor
@@ -62,8 +64,8 @@ print(model(**inputs).scores)
 
 def state_dict_of(checkpoint: dict, source: str) -> dict[str, torch.Tensor]:
     """The weights in any of the released forms: bare, `{"state_dict"}` or `{"model_state_dict"}`, with `model.` prefixes."""
-    for key in ("state_dict", "model_state_dict"):
-        checkpoint = checkpoint.get(key, checkpoint)
+    checkpoint = checkpoint.get("state_dict", checkpoint.get("model_state_dict", checkpoint))
+    check_tensors(checkpoint, source)
     tensors = {}
     for name, tensor in checkpoint.items():
         bare_name = re.sub(r"^(model\.)+", "", name)
@@ -93,10 +95,19 @@ def rename_tmu_tensors(tensors: dict[str, torch.Tensor], source: str) -> dict[st
     return {**{f"model.audio_tower.{name}": tensor for name, tensor in encoder.items()}, **renamed}
 
 
-def audio_config_from(tensors: dict[str, torch.Tensor]) -> BeatsConfig:
+def audio_config_from(tensors: dict[str, torch.Tensor], source: str) -> BeatsConfig:
     """Read the encoder's sizes off its tensors. The rest (distances, activations, DeepNorm) is the same in every release."""
     prefix = "model.audio_tower."
     shape = {name.removeprefix(prefix): tensor.shape for name, tensor in tensors.items() if name.startswith(prefix)}
+    needed = (
+        "embeddings.patch_embedding.weight",
+        "encoder.pos_conv_embed.direction",
+        "encoder.relative_attention_bias.weight",
+        "encoder.layers.0.attention.gru_rel_pos_const",
+        "encoder.layers.0.fc1.weight",
+    )
+    if missing := [prefix + name for name in needed if name not in shape]:
+        raise ValueError(f"'{source}' is no checkpoint of the TMU scorer; missing: {', '.join(missing)}")
     layers = {int(match[1]) for name in shape if (match := re.match(r"encoder\.layers\.(\d+)\.", name))}
     direction = shape["encoder.pos_conv_embed.direction"]
     patch = shape["embeddings.patch_embedding.weight"]
@@ -142,8 +153,11 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
 
     tensors = rename_tmu_tensors(state_dict_of(read_checkpoint(file), str(file)), str(file))
     embeddings = tensors.get("model.language_model.embed_tokens.weight")
-    if embeddings is None or "model.audio_tower.encoder.pos_conv_embed.direction" not in tensors:
-        raise ValueError(f"'{file}' is no checkpoint of the TMU scorer: its tensors begin with {sorted(tensors)[:5]}")
+    if embeddings is None:
+        raise ValueError(
+            f"'{file}' is no checkpoint of the TMU scorer; missing: model.language_model.embed_tokens.weight "
+            f"(its tensors begin with {', '.join(sorted(tensors)[:5])})"
+        )
     if len(embeddings) == plain_size + 3:  # resized to the release's tokens: one more row for the placeholder
         embeddings = torch.cat([embeddings, embeddings.new_zeros(1, embeddings.shape[1])])
         tensors["model.language_model.embed_tokens.weight"] = embeddings
@@ -161,7 +175,7 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
     ]
     fc1 = tensors.get("model.multi_modal_projector.blocks.0.fc1.weight")
     config = XacleConfig(
-        audio_config=audio_config_from(tensors),
+        audio_config=audio_config_from(tensors, str(file)),
         text_config=text_config,
         num_audio_tokens=settings.get("num_audio_tokens", 100),
         projector_intermediate_size=3584 if fc1 is None else len(fc1) // 2,
@@ -175,7 +189,13 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
     model.save_pretrained(output)
     processor = XacleProcessor(XacleFeatureExtractor(), tokenizer, num_audio_tokens=config.num_audio_tokens, **TOKENS)
     processor.save_pretrained(output)
-    (output / "README.md").write_text(MODEL_CARD.format(source=Path(source).name))
+    is_path = Path(source).exists()
+    card = MODEL_CARD.format(
+        source=Path(source).name if is_path else source,
+        license="cc-by-nc-4.0" if str(source) == PUBLISHED else "unknown",
+        published=PUBLISHED,
+    )
+    (output / "README.md").write_text(card)
     return output
 
 

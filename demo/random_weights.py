@@ -100,7 +100,11 @@ def run_demo(out: Path) -> None:
     """Build the scorer and the sounds, score every sound with every caption, print the table."""
     from xacle.scoring.score_table import score_table
 
+    marker = out / ".xacle_demo"
+    if out.exists() and any(out.iterdir()) and not marker.exists():
+        raise FileExistsError(f"'{out}' is not empty and no earlier demo's; choose another --out")
     (out / "wav").mkdir(parents=True, exist_ok=True)
+    marker.touch()
     model = save_tiny_scorer(out / "model")
     pairs = [(f"{sound}.wav", caption) for sound in CAPTIONS for caption in CAPTIONS.values()]
     for sound in CAPTIONS:

@@ -5,7 +5,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from xacle.scoring.scorer import Scorer
-from xacle.scoring.tables import Problem, TableError, read_pairs, write_problems, write_scores
+from xacle.scoring.tables import Problem, ScoreWriter, TableError, check_suffix, read_pairs, write_problems
 
 
 def score_table(
@@ -18,41 +18,59 @@ def score_table(
     dtype: str = "float32",
     window: str = "mean",
     on_error: str = "stop",
-) -> tuple[int, tuple[Path, int] | None]:
+) -> tuple[int, int]:
     """Score every row of `table` and write `output`, in the table's order.
 
     Args:
-        on_error: `"stop"` raises [`TableError`] before any scoring if a row cannot be scored; `"skip"` writes such rows, with
-            line numbers and reasons, to `<output>.rejected.csv` and scores the others.
+        on_error: `"stop"` raises [`TableError`] before any scoring if the check of the table finds rows that cannot be scored.
+            `"skip"` scores the others and writes those, with line numbers and reasons, to `<output>.rejected.csv`.
         The other arguments are those of [`Scorer`] and [`read_pairs`].
 
     Returns:
-        How many pairs were scored; where the rejected rows are and how many, or `None` if there are none.
+        How many rows were scored and how many rejected.
+
+    Raises:
+        TableError: see `on_error`. Also, once all other rows are scored and written, for faults that only decoding shows
+            (with `"stop"`), and if no row could be scored.
+        FileNotFoundError, ValueError: for a table, output or model that cannot be used.
     """
-    if output.suffix.lower() not in (".csv", ".jsonl"):
-        raise ValueError(f"--output '{output}' must end in .csv or .jsonl")
-    if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no folder '{output.absolute().parent}' to write {output.name} in")
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
+    rejected = output.with_name(output.name + ".rejected.csv")
+    check_suffix(output)
+    if table.resolve() in (output.resolve(), rejected.resolve()):
+        raise ValueError(f"'{output}' would overwrite the input; choose another --output")
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"'{output}' is a folder, or its folder does not exist; --output names a file to write")
     pairs, problems = read_pairs(table, audio_dir)
     if problems and on_error == "stop":
-        raise TableError(table, problems)
+        raise TableError(table, problems, "nothing was scored; mend them, or pass --on-error skip to score the others")
+    if not pairs:
+        raise TableError(table, problems, "no row can be scored")
 
-    scores = []
-    if pairs:
+    writer = ScoreWriter(output)  # before the model is loaded: a place that cannot be written shows at once
+    scored, late = 0, []
+    try:
         scorer = Scorer.from_pretrained(model, device, dtype)
-        results = scorer.score_each(((pair.path, pair.text) for pair in pairs), batch_size, window)
+        results = scorer.score_each(((pair.audio, pair.text) for pair in pairs), batch_size, window)
         for pair, result in zip(pairs, tqdm(results, total=len(pairs), unit="pair"), strict=True):
             if result.error is None:
-                scores.append((pair.wav_file_name, result.score))
-                continue
-            problem = Problem(pair.line, pair.wav_file_name, pair.text, str(result.error))
-            if on_error == "stop":  # a fault the header did not show
-                raise TableError(table, [problem]) from result.error
-            problems.append(problem)
-
-    write_scores(output, scores)
-    if not problems:
-        return len(scores), None
-    rejected = output.with_name(output.name + ".rejected.csv")
-    write_problems(rejected, sorted(problems, key=lambda problem: problem.line))
-    return len(scores), (rejected, len(problems))
+                writer.write(pair.wav_file_name, result.score)
+                scored += 1
+            else:
+                late.append(Problem(pair.line, str(result.error), pair.row))
+    except BaseException as error:
+        writer.close()
+        if not scored:
+            writer.part.unlink()
+        if isinstance(error, KeyboardInterrupt) and scored:
+            raise KeyboardInterrupt(f"interrupted; the {scored} rows scored so far are in {writer.part}") from error
+        raise
+    writer.finish()
+    rejected.unlink(missing_ok=True)  # an earlier run's
+    problems += late
+    if problems:
+        write_problems(rejected, problems)
+    if late and (on_error == "stop" or not scored):
+        raise TableError(table, late, f"the other {scored} rows are in {output}, these also in {rejected}")
+    return scored, len(problems)

@@ -7,9 +7,11 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
-import soundfile as sf
+
+from xacle.processing_xacle import open_sound
 
 # The challenge's files say wav_file_name; its README says wave_file_name.
 FILE_COLUMNS = ("wav_file_name", "wave_file_name")
@@ -17,39 +19,45 @@ FILE_COLUMNS = ("wav_file_name", "wave_file_name")
 
 @dataclass
 class Pair:
-    """A row of a table. `line` is its number in the file, as an editor shows it."""
+    """A row that can be scored. `line` is its number in the file, `audio` a path or URL."""
 
     line: int
     wav_file_name: str
     text: str
-    path: Path
+    audio: str | Path
+    row: dict
 
 
 @dataclass
 class Problem:
-    """What is wrong with a row and how to mend it."""
+    """A row that cannot be scored, and why."""
 
     line: int
-    wav_file_name: str
-    text: str
     reason: str
+    row: dict
 
 
 class TableError(ValueError):
-    """A table that cannot be scored as it is; lists every problem at once."""
+    """A table with rows that cannot be scored; lists them all, up to `MAX_SHOWN`."""
 
     MAX_SHOWN = 20
 
-    def __init__(self, table: Path, problems: list[Problem]):
+    def __init__(self, table: Path, problems: list[Problem], advice: str):
         self.problems = problems
         lines = [f"{table}, line {problem.line}: {problem.reason}" for problem in problems[: self.MAX_SHOWN]]
         if len(problems) > self.MAX_SHOWN:
             lines.append(f"... and {len(problems) - self.MAX_SHOWN} more")
-        super().__init__("\n".join(lines))
+        super().__init__("\n".join([f"{len(problems)} rows cannot be scored", *lines, advice]))
+
+
+def check_suffix(path: Path) -> None:
+    """Raise `ValueError` unless `path` names a CSV or JSONL file."""
+    if path.suffix.lower() not in (".csv", ".jsonl"):
+        raise ValueError(f"'{path}' must end in .csv or .jsonl")
 
 
 def read_rows(table: Path) -> list[tuple[int, dict]]:
-    """CSV (with a header) or JSONL -> `(line number, row)`.
+    """CSV (with a header) or JSONL -> `(line number, row)`. Fields beyond a CSV's header stand under the key `None`.
 
     Raises:
         FileNotFoundError: if there is no such table.
@@ -57,30 +65,39 @@ def read_rows(table: Path) -> list[tuple[int, dict]]:
     """
     if not table.is_file():
         raise FileNotFoundError(f"no table at '{table}'")
-    if table.suffix.lower() not in (".csv", ".jsonl"):
-        raise ValueError(f"'{table}' must end in .csv or .jsonl")
-    rows = []
+    check_suffix(table)
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            if table.suffix.lower() == ".csv":
-                reader = csv.DictReader(file, strict=True)
-                for row in reader:
-                    rows.append((reader.line_num, row))
-            else:
-                for line, text in enumerate(file, start=1):
-                    if text.strip():
-                        row = json.loads(text)
-                        if not isinstance(row, dict):
-                            raise ValueError(f"'{table}', line {line}: expected an object like {{\"wav_file_name\": ...}}")
-                        rows.append((line, row))
+            rows = _read_csv(file, table) if table.suffix.lower() == ".csv" else _read_jsonl(file, table)
     except UnicodeDecodeError as error:
         raise ValueError(f"'{table}' is not UTF-8 text ({error}); save it as UTF-8") from error
-    except csv.Error as error:
-        raise ValueError(f"'{table}', line {reader.line_num}: {error}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"'{table}', line {line}: {error}; JSONL has one object a line") from error
     if not rows:
         raise ValueError(f"'{table}' has no rows")
+    return rows
+
+
+def _read_csv(file: TextIO, table: Path) -> list[tuple[int, dict]]:
+    reader = csv.DictReader(file, strict=True)
+    try:
+        return [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"'{table}', after line {reader.line_num}: {error}; is a quote opened and never closed?") from error
+
+
+def _read_jsonl(file: TextIO, table: Path) -> list[tuple[int, dict]]:
+    rows = []
+    for line, text in enumerate(file, start=1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"'{table}', line {line}: {error.msg} at character {error.pos}; JSONL has one object a line"
+            ) from error
+        if not isinstance(row, dict):
+            raise ValueError(f'\'{table}\', line {line}: expected an object like {{"wav_file_name": ..., "text": ...}}')
+        rows.append((line, row))
     return rows
 
 
@@ -88,11 +105,12 @@ def read_pairs(table: Path, audio_dir: Path) -> tuple[list[Pair], list[Problem]]
     """Read a table of pairs and check every row and every audio file's header.
 
     Args:
-        table: CSV or JSONL with the columns `wav_file_name` and `text`.
-        audio_dir: Where the files are; names may have sub-folders.
+        table: CSV or JSONL with the columns `wav_file_name` and `text`; others are ignored.
+        audio_dir: Where the files are; names may have sub-folders, be absolute, or be http(s) URLs.
 
     Returns:
-        The rows that can be scored and the problems of those that cannot, both in the table's order.
+        The rows that can be scored and those that cannot, both in the table's order. A fault inside the samples (NaN, a
+        damaged block) only shows when a file is decoded.
 
     Raises:
         FileNotFoundError, ValueError: if the table itself cannot be read or lacks a column.
@@ -101,37 +119,44 @@ def read_pairs(table: Path, audio_dir: Path) -> tuple[list[Pair], list[Problem]]
     columns = {name for _, row in rows for name in row if name is not None}
     file_column = next((name for name in FILE_COLUMNS if name in columns), None)
     if file_column is None or "text" not in columns:
-        raise ValueError(f"'{table}' needs the columns wav_file_name and text, it has {', '.join(sorted(columns))}")
+        raise ValueError(
+            f"'{table}' needs the columns wav_file_name and text, separated by commas and spelled like this; it has "
+            f"{', '.join(map(repr, sorted(columns)))}"
+        )
     pairs, problems, checked = [], [], {}
     for line, row in rows:
         name, text = row.get(file_column), row.get("text")
-        path = audio_dir / str(name)
-        if row.get(None):
-            reason = f"{len(row) - 1 + len(row[None])} fields where the header has {len(row) - 1}; quote texts with commas"
-        elif not isinstance(name, str) or not name.strip():
-            reason = f"no {file_column}"
-        elif not isinstance(text, str) or not text.strip():
-            reason = f"no caption for '{name}'; fill in the text column"
+        reason, audio = None, None
+        if None in row:
+            fields = len(row) - 1
+            reason = f"{fields + len(row[None])} fields where the header has {fields}; put texts with commas in quotes"
+        elif name in (None, "") or text is None or (isinstance(text, str) and not text.strip()):
+            reason = f"no {file_column}" if name in (None, "") else f"no caption for '{name}'; fill in the text column"
+        elif not isinstance(name, str) or not isinstance(text, str):
+            reason = f"{file_column} and text must be strings, got {name!r} and {text!r}"
         else:
-            if path not in checked:
-                checked[path] = audio_problem(path)
-            reason = checked[path]
+            audio = name if name.startswith(("http://", "https://")) else audio_dir / name
+            if audio not in checked:
+                checked[audio] = _header_problem(audio)
+            reason = checked[audio]
         if reason is None:
-            pairs.append(Pair(line, name, text, path))
+            pairs.append(Pair(line, name, text, audio, row))
         else:
-            problems.append(Problem(line, str(name or ""), str(text or ""), reason))
+            problems.append(Problem(line, reason, row))
     return pairs, problems
 
 
-def audio_problem(path: Path) -> str | None:
-    """What the header of an audio file tells about why it cannot be scored; `None` if it looks fine."""
-    if not path.is_file():
-        return f"no audio file at '{path}'"
+def _header_problem(audio: str | Path) -> str | None:
+    """What the header of an audio file tells about why it cannot be scored; `None` if it looks fine, and for URLs."""
+    if isinstance(audio, str):
+        return None
+    if audio.is_dir():
+        return f"'{audio}' is a folder, not an audio file"
     try:
-        frames = sf.info(path).frames
-    except (sf.LibsndfileError, OSError) as error:
-        return f"cannot decode {path}: {str(error).rstrip('.')}; is it empty, cut off, or no wav, flac, ogg or mp3?"
-    return None if frames else f"'{path}' holds no samples"
+        with open_sound(audio) as sound:
+            return None if sound.frames else f"'{audio}' holds no samples"
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
 def shortest(score: float) -> str:
@@ -139,21 +164,42 @@ def shortest(score: float) -> str:
     return np.format_float_positional(np.float32(score), unique=True, trim="0")
 
 
-def write_scores(output: Path, rows: list[tuple[str, float]]) -> None:
-    """Write `(wav_file_name, pred_score)` rows as CSV or, if the name ends so, JSONL."""
-    with output.open("w", encoding="utf-8", newline="") as file:
-        if output.suffix.lower() == ".jsonl":
-            for name, score in rows:
-                file.write(json.dumps({"wav_file_name": name, "pred_score": float(shortest(score))}, ensure_ascii=False) + "\n")
+class ScoreWriter:
+    """Writes `wav_file_name` and `pred_score`, row by row, as CSV or (by the suffix of `output`) JSONL.
+
+    Until `finish` the rows stand in `<output>.part`, so that an interrupted job neither loses what it did nor leaves a table
+    that looks complete.
+    """
+
+    def __init__(self, output: Path):
+        self.output = output
+        self.part = output.with_name(output.name + ".part")
+        self.file = self.part.open("w", encoding="utf-8", newline="")
+        self.is_jsonl = output.suffix.lower() == ".jsonl"
+        if not self.is_jsonl:
+            csv.writer(self.file).writerow(["wav_file_name", "pred_score"])
+
+    def write(self, wav_file_name: str, score: float) -> None:
+        if self.is_jsonl:
+            row = {"wav_file_name": wav_file_name, "pred_score": float(shortest(score))}
+            self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
         else:
-            writer = csv.writer(file)
-            writer.writerow(["wav_file_name", "pred_score"])
-            writer.writerows((name, shortest(score)) for name, score in rows)
+            csv.writer(self.file).writerow([wav_file_name, shortest(score)])
+
+    def close(self) -> None:
+        self.file.close()
+
+    def finish(self) -> None:
+        self.close()
+        self.part.replace(self.output)
 
 
-def write_problems(output: Path, problems: list[Problem]) -> None:
-    """Write rejected rows with line number and reason as CSV."""
-    with output.open("w", encoding="utf-8", newline="") as file:
+def write_problems(rejected: Path, problems: list[Problem]) -> None:
+    """Write rows as they came, with line number and reason in front, as CSV: mend them and score that file."""
+    columns = list(dict.fromkeys(name for problem in problems for name in problem.row if name is not None))
+    with rejected.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["line", "wav_file_name", "text", "reason"])
-        writer.writerows((problem.line, problem.wav_file_name, problem.text, problem.reason) for problem in problems)
+        writer.writerow(["line", "reason", *columns])
+        for problem in sorted(problems, key=lambda problem: problem.line):
+            fields = [problem.row.get(name) for name in columns]
+            writer.writerow([problem.line, problem.reason, *fields, *problem.row.get(None, [])])

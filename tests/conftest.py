@@ -1,11 +1,16 @@
 """Shared fixtures: tiny models with random weights for mechanics, golden data for numerics."""
 
+import logging
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test reaches for a Hub
+# Before transformers is imported: no test reaches for a Hub, and remote code of test models goes to a folder of this run.
+os.environ["HF_HUB_OFFLINE"] = "1"
+MODULES = tempfile.TemporaryDirectory(prefix="xacle-tests-")
+os.environ["HF_MODULES_CACHE"] = MODULES.name
 
 import pytest
 import torch
@@ -21,12 +26,6 @@ SHARED = ROOT.parent / "shared"
 # The golden numbers come from a CPU with AVX2 whose MKL takes its portable code path. Other paths round differently, which
 # shows in the log of nearly empty mel bins (pure tones) and nowhere else; these settings make any x86 CPU round alike.
 REFERENCE_ARITHMETIC = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE"}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_module_cache(tmp_path_factory):
-    """Remote code of test models goes to a folder of this run."""
-    os.environ["HF_MODULES_CACHE"] = str(tmp_path_factory.mktemp("hf_modules"))
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +76,13 @@ def sounds():
     """Four generated sounds of different lengths, with a caption each: `[(waveform, caption), ...]`."""
     seconds = {"siren": 10.0, "rain": 3.0, "clock": 7.3, "engine": 0.4}
     return [(make_sound(name, seconds[name]), caption) for name, caption in CAPTIONS.items()]
+
+
+@pytest.fixture
+def transformers_log(caplog, monkeypatch):
+    """What the transformers logger says, which does not reach pytest by default."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    return caplog
 
 
 @pytest.fixture

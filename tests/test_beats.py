@@ -46,6 +46,21 @@ def test_microsofts_numbers(folders, golden, name, attention):
     torch.testing.assert_close(latents[0], golden[f"{name}.latents"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("name", ["a", "b"])
+@torch.no_grad()
+def test_microsofts_numbers_with_a_padding_mask(folders, golden, name, attention):
+    torch.compiler.reset()
+    model = load(folders, name, attention)
+    frames, tokens = ~golden["frame_padding_mask"].bool(), ~golden["token_padding_mask"].bool()
+    wave = torch.zeros(frames.sum() * 160)
+    mask = extractor(wave, 16000, return_attention_mask=True, return_tensors="pt")["attention_mask"]
+    assert torch.equal(mask[0].bool(), frames)
+    assert torch.equal(model.token_mask(mask)[0], tokens)
+    latents = model(padded_fbank(golden), attention_mask=mask).last_hidden_state[0]
+    torch.testing.assert_close(latents * tokens.unsqueeze(-1), golden[f"{name}.masked_latents"], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ["a", "b"])
 @torch.no_grad()

@@ -99,7 +99,8 @@ def test_the_converted_folder_is_complete(released_folder):
     names = {path.name for path in released_folder.iterdir()}
     code = {"configuration_xacle.py", "modeling_beats.py", "modeling_xacle.py", "pipeline_xacle.py", "processing_xacle.py"}
     assert code | {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "README.md"} <= names
-    assert "cc-by-nc-4.0" in (released_folder / "README.md").read_text()
+    card = (released_folder / "README.md").read_text()
+    assert "license: unknown" in card and "CC-BY-NC-4.0: no commercial use" in card
     config = XacleForAlignmentScoring.from_pretrained(released_folder).config
     assert config.score_head_hidden_sizes == [40, 40, 24]
     assert (config.score_scale, config.score_shift) == (5.0, 5.0)
@@ -123,7 +124,12 @@ def change(tensors, name, value):
             lambda t: change(t, BEATS + "encoder.layers.1.self_attn.relative_attention_bias.weight", torch.zeros(320, 4)),
             "tables that differ",
         ),
-        (lambda t: {"weights": torch.zeros(3)}, "no checkpoint of the TMU scorer"),
+        (lambda t: {"weights": torch.zeros(3)}, r"missing: model\.language_model\.embed_tokens\.weight"),
+        (lambda t: {k: v for k, v in t.items() if "patch_embedding" not in k}, "missing: .*patch_embedding"),
+        (lambda t: {k: v for k, v in t.items() if "grep_a" not in k}, "missing: .*gru_rel_pos_const"),
+        (lambda t: {k: v for k, v in t.items() if "relative_attention_bias" not in k}, "missing: .*relative_attention_bias"),
+        (lambda t: {**t, "epoch": 3}, "no tensors: epoch"),
+        (lambda t: {"state_dict": [1]}, "holds a list"),
         (
             lambda t: change(t, "llm_wrapper.llm.embed_tokens.weight", torch.zeros(420, 64)),
             "is this the right language model",
@@ -190,6 +196,9 @@ def test_beats_of_both_kinds(tmp_path):
         (lambda c: c["model"].update(extra=torch.zeros(1)), "unexpected: extra"),
         (lambda c: c["cfg"].update(encoder_layers=3), r"missing: encoder\.layers\.2"),
         (lambda c: c.pop("cfg"), "no BEATs checkpoint"),
+        (lambda c: c.update(cfg=[1]), "its 'cfg' is a list"),
+        (lambda c: c["cfg"].update(activation_fn="glu"), "not supported: glu"),
+        (lambda c: c["model"].update(step=3), "no tensors: step"),
     ],
 )
 def test_damaged_beats_checkpoints_are_refused(tmp_path, damage, message):

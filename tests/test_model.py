@@ -71,8 +71,16 @@ def test_however_the_sound_is_handed_over(make_scorer, processor, sounds):
 
 def test_clips_and_rows_must_match(make_scorer, processor, sounds):
     inputs = processor(text=["a", "b", "c"])
-    with pytest.raises(ValueError, match="one clip each"):
+    with pytest.raises(ValueError, match="2 clips for 3 rows"):
         make_scorer()(inputs["input_ids"], audio_states=torch.zeros(2, 100, 48))
+    shifted = inputs["input_ids"].clone()  # 101 placeholders in one row and 99 in another
+    shifted[0, shifted[0] == processor.audio_end_token_id] = processor.audio_token_id
+    shifted[1, (shifted[1] == processor.audio_token_id).int().argmax()] = processor.audio_end_token_id
+    with pytest.raises(ValueError, match="each row needs 100"):
+        make_scorer()(shifted, audio_states=torch.zeros(3, 100, 48))
+    captioning_prompt = processor(audio=sounds[0][0], sampling_rate=16000)
+    with pytest.raises(ValueError, match=r"each row needs one <\|SCORE\|>"):
+        make_scorer()(**captioning_prompt)
 
 
 # --- Variants ------------------------------------------------------------------------------------------------------------
@@ -99,6 +107,8 @@ def test_every_variant_scores_learns_and_survives_saving(make_scorer, processor,
         name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
     ]
     assert not without_gradient
+    projector = [p for name, p in model.named_parameters() if "multi_modal_projector" in name and name.endswith("weight")]
+    assert all(parameter.grad.abs().max() > 0 for parameter in projector)
     assert ("model.audio_tower.encoder.layer_norm.weight" in dict_of_gradients(model)) == (
         not model.config.freeze_audio_encoder
     )
@@ -108,6 +118,10 @@ def test_every_variant_scores_learns_and_survives_saving(make_scorer, processor,
     with torch.no_grad():
         torch.testing.assert_close(loaded(**inputs).scores, model(**inputs).scores, **CLOSE)
         torch.testing.assert_close(loaded(**inputs).scores, score_alone(model, processor, sounds), **CLOSE)
+        one_caption = processor(text="Rain", audio=[sound for sound, _ in sounds], sampling_rate=16000)
+        assert loaded(**one_caption).scores.std() > 1e-5  # it listens
+        one_sound = processor(text=[text for _, text in sounds], audio=sounds[0][0], sampling_rate=16000)
+        assert loaded(**one_sound).scores.std() > 1e-5  # and reads
 
 
 def dict_of_gradients(model) -> dict[str, torch.Tensor]:
@@ -154,6 +168,8 @@ def test_half_precision_keeps_the_head_in_float32(tiny_folder, make_scorer, proc
     torch.testing.assert_close(half(**inputs).scores, exact(**inputs).scores, rtol=0, atol=0.1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert exact(**inputs).logits.dtype == torch.float32
+    assert exact.to(torch.bfloat16)(**inputs).logits.dtype == torch.float32
+    assert half.get_audio_features(inputs["input_features"]).pooler_output.dtype == torch.bfloat16
 
 
 # --- Loss ----------------------------------------------------------------------------------------------------------------
@@ -253,13 +269,14 @@ def test_a_plain_trainer_trains_the_model_and_accumulation_keeps_the_scale(make_
             "labels": torch.stack([row["labels"] for row in batch]),
         }
 
-    def train(steps: int, accumulation: int):
+    def train(rows: list, steps: int, accumulation: int, shuffle: str = "random"):
         model = make_scorer(projector_dropout=0.0)
         arguments = TrainingArguments(
             output_dir=str(tmp_path),
             per_device_train_batch_size=4,
             gradient_accumulation_steps=accumulation,
             max_steps=steps,
+            train_sampling_strategy=shuffle,
             learning_rate=3e-3,
             logging_steps=1,
             report_to="none",
@@ -269,14 +286,14 @@ def test_a_plain_trainer_trains_the_model_and_accumulation_keeps_the_scale(make_
         )
         trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
         trainer.train()
-        predictions = trainer.predict(rows)
-        assert predictions.predictions.shape == (8,)  # ratings, ready for compute_metrics
+        assert trainer.predict(rows).predictions.shape == (len(rows),)  # ratings, ready for compute_metrics
         return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
-    losses = train(steps=12, accumulation=1)
+    losses = train(rows, steps=12, accumulation=1)
     assert losses[-1] < losses[0]
-    accumulated = train(steps=1, accumulation=2)
-    assert accumulated[0] == pytest.approx(np.mean(train(steps=2, accumulation=1)[:1]), rel=0.2)  # not doubled
+    same_list_twice = train(rows[:4] * 2, steps=1, accumulation=2, shuffle="sequential")
+    once = train(rows[:4], steps=1, accumulation=1, shuffle="sequential")
+    assert same_list_twice == pytest.approx(once, rel=1e-5)
 
 
 # --- SpecAugment and the frozen encoder ----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Captions and sounds -> model inputs: captions are data, long ones are cut loudly, everything survives a round trip."""
 
-import logging
+import json
 
 import numpy as np
 import pytest
@@ -64,12 +64,11 @@ def test_the_plain_text_path_equals_the_tokenizer(processor):
         assert qwen._tokenize_without_added_tokens(caption) == tokenizer(caption)["input_ids"]
 
 
-def test_a_long_caption_is_cut_before_the_suffix_with_a_warning(processor, caplog):
-    logging.getLogger("transformers").propagate = True
+def test_a_long_caption_is_cut_before_the_suffix_with_a_warning(processor, transformers_log):
     row = processor(text="rain " * 1000)["input_ids"][0].tolist()
     assert len(row) == processor.max_caption_tokens + 103
     assert row[-103:] == suffix(processor)
-    assert "was cut to max_caption_tokens=256" in caplog.text
+    assert "was cut to max_caption_tokens=256" in transformers_log.text
 
 
 def test_every_pair_of_one_with_many(processor):
@@ -149,7 +148,7 @@ again = AutoProcessor.from_pretrained(sys.argv[2], trust_remote_code=True)
 print(again(text="Rain <|SCORE|> falls")["input_ids"].tolist())
 """
     folder = tiny_folder.parent / "again"
-    assert eval(run_python(code, tiny_folder, folder)) == processor(text="Rain <|SCORE|> falls")["input_ids"].tolist()
+    assert json.loads(run_python(code, tiny_folder, folder)) == processor(text="Rain <|SCORE|> falls")["input_ids"].tolist()
     assert {path.name for path in folder.glob("*.py")} == {"processing_xacle.py", "pipeline_xacle.py"}
 
 

@@ -2,15 +2,19 @@
 
 import csv
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import soundfile as sf
-from transformers import AutoConfig
+import soxr
+from conftest import GOLDEN
 
-from xacle.configuration_xacle import XacleConfig
 from xacle.demo.random_weights import make_sound
 from xacle.scoring.scorer import Scorer
 from xacle.scoring.tables import shortest
@@ -43,9 +47,12 @@ PAIRS = [
 ]
 
 
+COMMAND = [sys.executable, "-c", "import sys; from xacle.cli import main; sys.argv[0] = 'xacle'; main()"]
+PLAIN = {**{name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}, "NO_COLOR": "1", "COLUMNS": "200"}
+
+
 def command(*arguments, **options) -> subprocess.CompletedProcess:
-    code = "import sys; from xacle.cli import main; sys.argv[0] = 'xacle'; main()"
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, **options)
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=PLAIN, **options)
 
 
 def write_table(path, rows, header=("wav_file_name", "text")):
@@ -98,8 +105,10 @@ def test_every_length_scores(scorer, seconds):
 
 def test_one_bad_clip_sinks_only_itself(scorer, wav_dir):
     pairs = [(wav_dir / "rain.wav", "Rain"), (wav_dir / "missing.wav", "Rain"), (wav_dir / "long.wav", "Rain")]
-    results = list(scorer.score_each(pairs, batch_size=2))
-    assert [result.error is None for result in results] == [True, False, True]
+    empty = [(wav_dir / "rain.wav", None), (wav_dir / "rain.wav", " ")]
+    results = list(scorer.score_each(pairs + empty, batch_size=2))
+    assert [result.error is None for result in results] == [True, False, True, False, False]
+    assert "the caption must be a text" in str(results[3].error)
     assert "missing.wav" in str(results[1].error)
     expected = scorer.score([pairs[0][0], pairs[2][0]], ["Rain", "Rain"])
     np.testing.assert_allclose([results[0].score, results[2].score], expected, atol=1e-5)
@@ -120,8 +129,27 @@ def test_wrong_arguments_are_refused(scorer, tiny_folder, tmp_path):
     with pytest.raises(ValueError, match=r"has no config\.json"):
         Scorer.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="is a 'bert' model, not an xacle scorer"):
+    with pytest.raises(ValueError, match="of type 'bert', not an xacle scorer"):
         Scorer.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is converted with `xacle convert tmu`"):
+        Scorer.from_pretrained(GOLDEN / "tmu")
+    with pytest.raises(FileNotFoundError, match="no model folder at 'nowhere'"):
+        Scorer.from_pretrained("nowhere")
+    with pytest.raises(ValueError, match="the device 'cuda:99' cannot be used here"):
+        Scorer.from_pretrained(tiny_folder, device="cuda:99")
+    with pytest.raises(ValueError, match="got 1 sounds and 'Rain'"):
+        scorer.score([make_sound("rain", 1.0)], "Rain")
+
+
+def test_damaged_and_incomplete_model_folders_are_explained(tiny_folder, tmp_path):
+    broken = shutil.copytree(tiny_folder, tmp_path / "broken")
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match=r"weights in .*broken' are damaged"):
+        Scorer.from_pretrained(broken, device="cpu")
+    (broken / "processor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"has no processor_config\.json"):
+        Scorer.from_pretrained(broken, device="cpu")
 
 
 def test_bfloat16_stays_close(tiny_folder, scorer, wav_dir):
@@ -130,14 +158,41 @@ def test_bfloat16_stays_close(tiny_folder, scorer, wav_dir):
     np.testing.assert_allclose(half.score(audio, text), scorer.score(audio, text), atol=0.1)
 
 
-def test_the_auto_classes_know_the_package_once_it_is_imported(tiny_folder):
-    assert type(AutoConfig.from_pretrained(tiny_folder)) is XacleConfig
-
-
 def test_scores_are_written_to_the_last_digit():
     for score in np.float32([6.25, 1 / 3, 1e-7, -0.0, 9.999999, 123456.7]):
         assert np.float32(shortest(score)) == score
     assert shortest(np.float32(6.4)) == "6.4"
+
+
+FORMATS = [("wav", "PCM_U8"), ("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "PCM_32"), ("wav", "FLOAT"), ("flac", "PCM_16")]
+FORMATS += [("flac", "PCM_24"), ("ogg", "VORBIS"), ("mp3", "MPEG_LAYER_III")]
+
+
+def test_every_format_rate_and_channel_count_scores_alike(scorer, tmp_path):
+    """One sound in 8 to 48 kHz, 1 to 6 channels and every format: the scores differ by the coding loss and nothing else."""
+    paths, held, exact, upsampled = [], [], [], []
+    for suffix, subtype in FORMATS:
+        for rate in (8000, 16000, 22050, 44100, 48000):
+            for channels in (1, 2, 6):
+                if suffix == "mp3" and channels > 2:
+                    continue
+                wave = soxr.resample(make_sound("rain", 2.0), 16000, rate)
+                path = tmp_path / f"{subtype}_{rate}_{channels}.{suffix}"
+                sf.write(path, np.tile(0.5 * wave[:, None], (1, channels)), rate, subtype=subtype)
+                samples = sf.read(path, dtype="float32", always_2d=True)[0].mean(axis=1)  # what coding left of it
+                paths.append(path)
+                held.append({"array": samples, "sampling_rate": rate})
+                lossless = subtype in ("PCM_24", "PCM_32", "FLOAT")
+                exact.append(lossless and rate == 16000)
+                upsampled.append(lossless and rate > 16000)
+    scores = scorer.score(paths, ["Rain"] * len(paths))
+    assert np.isfinite(scores).all()
+    np.testing.assert_allclose(scores, scorer.score(held, ["Rain"] * len(paths)), atol=1e-5)
+    reference = scores[exact][0]
+    others = scorer.score([make_sound(name) for name in ("siren", "clock", "engine")], ["Rain"] * 3)
+    spread = np.abs(others - reference).min()
+    assert np.abs(scores[exact] - reference).max() < 1e-4
+    assert np.abs(scores[upsampled] - reference).max() < 0.05 * spread
 
 
 # --- The command ---------------------------------------------------------------------------------------------------------
@@ -195,6 +250,7 @@ def bad_table(tmp_path_factory, wav_dir):
 def test_everything_wrong_with_a_table_is_told_at_once(tiny_folder, bad_table, tmp_path):
     result = command("score", "--model", tiny_folder, "--input", bad_table, "--output", tmp_path / "scores.csv")
     assert result.returncode == 1
+    assert "6 rows cannot be scored" in result.stderr
     for line, words in [(3, "missing.wav"), (4, "empty.wav"), (5, "corrupt.wav"), (6, "silent.wav"), (8, "no caption")]:
         assert f"line {line}: " in result.stderr
         assert words in result.stderr.split(f"line {line}: ")[1].splitlines()[0]
@@ -211,23 +267,95 @@ def test_skipping_scores_the_good_rows_and_lists_the_others(tiny_folder, bad_tab
         rejected = list(csv.DictReader(file))
     assert [int(row["line"]) for row in rejected] == [3, 4, 5, 6, 7, 8, 9]
     assert "NaN" in rejected[4]["reason"]
+    assert (rejected[0]["wav_file_name"], rejected[0]["text"]) == ("missing.wav", "Rain")  # ready to be mended
     assert "2 pairs scored" in result.stderr
     assert "7 rows skipped" in result.stderr
+
+
+def test_a_fault_inside_the_samples_costs_no_other_row(tiny_folder, wav_dir, tmp_path):
+    sf.write(tmp_path / "nan.wav", np.full(16000, np.nan, dtype=np.float32), 16000, subtype="FLOAT")
+    flac = (wav_dir / "rain.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(flac[: len(flac) // 2])
+    good = str(wav_dir / "rain.wav")
+    table = write_table(tmp_path / "pairs.csv", [(name, "Rain") for name in (good, "nan.wav", good, "cut.flac", good)])
+    result = command("score", "--model", tiny_folder, "--input", table, "--output", tmp_path / "scores.csv")
+    assert result.returncode == 1
+    assert "line 3: " in result.stderr and "line 5: " in result.stderr
+    assert "the other 3 rows are in" in result.stderr
+    assert len(read_scores(tmp_path / "scores.csv")) == 3
+    assert not (tmp_path / "scores.csv.part").exists()
+    table = write_table(tmp_path / "pairs.csv", [(good, "Rain")])
+    assert command("score", "--model", tiny_folder, "--input", table, "--output", tmp_path / "scores.csv").returncode == 0
+    assert not (tmp_path / "scores.csv.rejected.csv").exists()  # an earlier run's
+    write_table(tmp_path / "pairs.csv", [("nan.wav", "Rain")])
+    result = command(
+        *("score", "--model", tiny_folder, "--input", table, "--output", tmp_path / "scores.csv", "--on-error", "skip")
+    )
+    assert result.returncode == 1
+
+
+def test_an_interrupted_table_keeps_what_is_done(tiny_folder, wav_dir, tmp_path):
+    table = write_table(tmp_path / "pairs.csv", [("rain.wav", f"Rain number {number}") for number in range(50_000)])
+    output = tmp_path / "scores.csv"
+    options = ["score", "--model", tiny_folder, "--input", table, "--audio-dir", wav_dir, "--output", output]
+    with subprocess.Popen([*COMMAND, *map(str, options)], stderr=subprocess.PIPE, text=True, env=PLAIN) as process:
+        part = tmp_path / "scores.csv.part"
+        deadline = time.monotonic() + 120
+        while not (part.exists() and part.stat().st_size > 1000) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "rows scored so far are in" in stderr
+    assert "Traceback" not in stderr
+    assert not output.exists()
+    assert len(read_scores(part)) > 10
+
+
+def test_a_url_in_a_table_is_fetched(tiny_folder, tmp_path):
+    missing = "http://127.0.0.1:9/sound.wav"  # nothing listens there
+    table = write_table(tmp_path / "pairs.csv", [(missing, "Rain")])
+    result = command("score", "--model", tiny_folder, "--input", table, "--output", tmp_path / "scores.csv")
+    assert result.returncode == 1
+    assert f"cannot fetch {missing}" in result.stderr
+
+
+def test_outputs_that_would_do_harm_are_refused_before_any_work(tiny_folder, wav_dir, tmp_path):
+    table = write_table(tmp_path / "pairs.csv", [("rain.wav", "Rain")])
+    content = table.read_text()
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "x").mkdir()
+    for output, message in [
+        (tmp_path / "x/../pairs.csv", "would overwrite the input"),
+        (tmp_path / "folder.csv", "is a folder"),
+        (tmp_path / "nowhere/scores.csv", "its folder does not exist"),
+    ]:
+        result = command(*("score", "--model", tiny_folder, "--input", table, "--audio-dir", wav_dir, "--output", output))
+        assert result.returncode == 1
+        assert message in result.stderr
+    assert table.read_text() == content
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("wav_file_name,caption\nrain.wav,Rain\n", "needs the columns wav_file_name and text"),
+        ("wav_file_name;text\nrain.wav;Rain\n", "separated by commas"),
+        ('wav_file_name,text\nrain.wav,"Rain\nmore,more\n', "is a quote opened and never closed"),
+        (b"wav_file_name,text\nrain.wav,caf\xe9\n", "save it as UTF-8"),
+        ('{"wav_file_name": "rain.wav"\n', "line 1: "),
+        ('["rain.wav", "Rain"]\n', "line 1: expected an object"),
+        ('{"wav_file_name": "rain.wav", "text": 3}\n', "must be strings, got 'rain.wav' and 3"),
         ("wav_file_name,text\n", "has no rows"),
         ("", "has no rows"),
         ("wav_file_name,text\nrain.wav,Rain, loud\n", "line 2: 3 fields where the header has 2"),
     ],
 )
 def test_tables_that_are_none(tiny_folder, wav_dir, tmp_path, content, message):
-    (tmp_path / "pairs.csv").write_text(content)
+    table = tmp_path / ("pairs.jsonl" if content[:1] in ("{", "[") else "pairs.csv")
+    table.write_bytes(content if isinstance(content, bytes) else content.encode())
     result = command(
-        *("score", "--model", tiny_folder, "--input", tmp_path / "pairs.csv"),
+        *("score", "--model", tiny_folder, "--input", table),
         *("--audio-dir", wav_dir, "--output", tmp_path / "scores.csv"),
     )
     assert result.returncode == 1
@@ -253,8 +381,6 @@ def test_wrong_calls_are_explained(tiny_folder, tmp_path, arguments, message):
 
 
 def test_convert_and_score(released_folder, tmp_path, wav_dir):
-    from conftest import GOLDEN
-
     result = command("convert", "tmu", GOLDEN / "tmu", tmp_path / "model")
     assert result.returncode == 0, result.stderr
     result = command("score", "--model", tmp_path / "model", "--audio", wav_dir / "rain.wav", "--text", "Rain")
@@ -272,6 +398,11 @@ def test_the_demo_says_that_its_weights_are_random(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "RANDOM" in result.stdout
     assert len(read_scores(tmp_path / "demo/scores.csv")) == 16
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/model").touch()
+    result = command("demo", "--out", tmp_path / "mine")
+    assert result.returncode == 1
+    assert "not empty and no earlier demo's" in result.stderr
 
 
 def test_help_is_quick_and_complete():
@@ -279,5 +410,6 @@ def test_help_is_quick_and_complete():
         result = command(*arguments, "--help")
         assert result.returncode == 0
         assert words in result.stdout
+    assert command("--version").stdout.strip()[0].isdigit()
     imports = "import sys, xacle.cli; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True).stdout.strip() == "False"
