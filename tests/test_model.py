@@ -69,7 +69,7 @@ def test_however_the_sound_is_handed_over(make_scorer, processor, sounds):
     torch.testing.assert_close(model(**both, audio_index=torch.ones(4, dtype=torch.long)).scores, expected, **CLOSE)
 
 
-def test_clips_and_rows_must_match(make_scorer, processor, sounds):
+def test_clips_and_rows_must_match(make_scorer, processor, sounds, transformers_log):
     inputs = processor(text=["a", "b", "c"])
     with pytest.raises(ValueError, match="2 clips for 3 rows"):
         make_scorer()(inputs["input_ids"], audio_states=torch.zeros(2, 100, 48))
@@ -78,6 +78,8 @@ def test_clips_and_rows_must_match(make_scorer, processor, sounds):
     shifted[1, (shifted[1] == processor.audio_token_id).int().argmax()] = processor.audio_end_token_id
     with pytest.raises(ValueError, match="each row needs 100"):
         make_scorer()(shifted, audio_states=torch.zeros(3, 100, 48))
+    make_scorer()(inputs["input_ids"])
+    assert "came without a sound" in transformers_log.text
     captioning_prompt = processor(audio=sounds[0][0], sampling_rate=16000)
     with pytest.raises(ValueError, match=r"each row needs one <\|SCORE\|>"):
         make_scorer()(**captioning_prompt)
