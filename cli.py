@@ -97,6 +97,41 @@ def score(
             typer.echo(f"{rejected} rows skipped, listed with reasons in {output}.rejected.csv", err=True)
 
 
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Scores: wav_file_name and pred_score (.csv, .jsonl).")],
+    ratings: Annotated[Path, typer.Argument(help="Ratings: wav_file_name and average_score, or score of single listeners.")],
+    output: Annotated[Path | None, typer.Option(help="Write metric,value rows, as the challenge's evaluator does.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw predictions against ratings (.png, .pdf, .svg).")] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the 95 % confidence intervals; 0 for none.")] = 1000,
+):
+    """SRCC, LCC, KTAU and MSE of predicted scores against human ratings, with confidence intervals."""
+    from xacle.scoring.evaluate import evaluate, scatter_plot, write_evaluation
+
+    evaluation, scores, means = evaluate(predictions, ratings, bootstrap)
+    typer.echo(str(evaluation))
+    if output is not None:
+        write_evaluation(output, evaluation)
+    if plot is not None:
+        scatter_plot(plot, scores, means, evaluation)
+
+
+@app.command()
+def ensemble(
+    members: Annotated[list[Path], typer.Argument(help="Two or more tables with wav_file_name and pred_score.")],
+    output: Annotated[Path, typer.Option(help="Where to write the ensemble's scores (.csv, .jsonl).")],
+    low: Annotated[float, typer.Option(help="Score of the lowest possible mean rank.")] = 0.0,
+    high: Annotated[float, typer.Option(help="Score of the highest possible mean rank.")] = 10.0,
+):
+    """Combine several systems' scores by averaging their ranks."""
+    from xacle.scoring.ensemble import ensemble
+
+    if len(members) < 2:
+        raise typer.BadParameter("an ensemble needs at least two tables")
+    clips, tied = ensemble(members, output, low, high)
+    typer.echo(f"{clips} clips, {tied} of them tied with another: {output}", err=True)
+
+
 @convert_app.command("tmu")
 def convert_tmu(
     source: Annotated[str, typer.Argument(help="Released folder or Hub id (config.json and model.pt), or a checkpoint file.")],

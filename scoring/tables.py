@@ -5,6 +5,7 @@ In: CSV or JSONL with `wav_file_name` and `text`. Out: `wav_file_name` and `pred
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -101,6 +102,36 @@ def _read_jsonl(file: TextIO, table: Path) -> list[tuple[int, dict]]:
     return rows
 
 
+def column_of(rows: list[tuple[int, dict]], names: tuple[str, ...], table: Path) -> str:
+    """The first of `names` that the rows have. Raises `ValueError` if there is none."""
+    columns = {name for _, row in rows for name in row if name is not None}
+    if found := next((name for name in names if name in columns), None):
+        return found
+    raise ValueError(
+        f"'{table}' needs the column {' or '.join(names)}, separated by commas and spelled like this; it has "
+        f"{', '.join(map(repr, sorted(columns)))}"
+    )
+
+
+def name_of(row: dict, column: str, table: Path, line: int) -> str:
+    """A row's file name. Raises `ValueError`, naming table and line, if it has none."""
+    name = row.get(column)
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"'{table}', line {line}: no {column}, got {name!r}")
+    return name
+
+
+def number_of(row: dict, column: str, table: Path, line: int) -> float:
+    """A row's finite number. Raises `ValueError`, naming table and line, if it is none."""
+    try:
+        number = float(row[column])
+    except (KeyError, TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"'{table}', line {line}: {column} must be a number, got {row.get(column)!r}")
+    return number
+
+
 def read_pairs(table: Path, audio_dir: Path) -> tuple[list[Pair], list[Problem]]:
     """Read a table of pairs and check every row and every audio file's header.
 
@@ -116,13 +147,8 @@ def read_pairs(table: Path, audio_dir: Path) -> tuple[list[Pair], list[Problem]]
         FileNotFoundError, ValueError: if the table itself cannot be read or lacks a column.
     """
     rows = read_rows(table)
-    columns = {name for _, row in rows for name in row if name is not None}
-    file_column = next((name for name in FILE_COLUMNS if name in columns), None)
-    if file_column is None or "text" not in columns:
-        raise ValueError(
-            f"'{table}' needs the columns wav_file_name and text, separated by commas and spelled like this; it has "
-            f"{', '.join(map(repr, sorted(columns)))}"
-        )
+    file_column = column_of(rows, FILE_COLUMNS, table)
+    column_of(rows, ("text",), table)
     pairs, problems, checked = [], [], {}
     for line, row in rows:
         name, text = row.get(file_column), row.get("text")

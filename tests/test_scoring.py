@@ -339,7 +339,7 @@ def test_outputs_that_would_do_harm_are_refused_before_any_work(tiny_folder, wav
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("wav_file_name,caption\nrain.wav,Rain\n", "needs the columns wav_file_name and text"),
+        ("wav_file_name,caption\nrain.wav,Rain\n", "needs the column text"),
         ("wav_file_name;text\nrain.wav;Rain\n", "separated by commas"),
         ('wav_file_name,text\nrain.wav,"Rain\nmore,more\n', "is a quote opened and never closed"),
         (b"wav_file_name,text\nrain.wav,caf\xe9\n", "save it as UTF-8"),

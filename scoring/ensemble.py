@@ -1,0 +1,56 @@
+"""`xacle ensemble`: several systems' scores -> one, by averaging ranks (paper, section on the ensemble)."""
+
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from xacle.scoring.evaluate import read_predictions
+from xacle.scoring.tables import ScoreWriter, check_suffix
+
+
+def rank_average(scores: np.ndarray, low: float = 0.0, high: float = 10.0) -> np.ndarray:
+    """Mean of the members' ranks, mapped linearly so that rank 1 is `low` and rank N is `high`.
+
+    Args:
+        scores: `[members, clips]`. Tied scores of a member share their average rank.
+
+    Returns:
+        `[clips]`.
+
+    Raises:
+        ValueError: for fewer than two clips, or scores that are not finite.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 2 or scores.shape[1] < 2 or not np.isfinite(scores).all():
+        raise ValueError(f"finite scores [members, clips] of at least two clips are needed, got {scores.shape}")
+    mean_ranks = stats.rankdata(scores, axis=1).mean(axis=0)
+    return low + (high - low) * (mean_ranks - 1) / (scores.shape[1] - 1)
+
+
+def ensemble(members: list[Path], output: Path, low: float = 0.0, high: float = 10.0) -> tuple[int, int]:
+    """Average the ranks of several prediction files and write `output`, in the first file's order.
+
+    Returns:
+        How many clips there are, and how many of them share their score with another.
+
+    Raises:
+        ValueError: if a member lacks a clip another one has; nothing is filled in or left out.
+    """
+    check_suffix(output)
+    if output.resolve() in [member.resolve() for member in members]:
+        raise ValueError(f"'{output}' would overwrite a member; choose another --output")
+    tables = [read_predictions(member) for member in members]
+    names = list(dict.fromkeys(name for table in tables for name in table))
+    for member, table in zip(members, tables, strict=True):
+        if missing := [name for name in names if name not in table]:
+            raise ValueError(
+                f"'{member}' lacks {len(missing)} of {len(names)} clips, among them {', '.join(missing[:5])}; all members "
+                "must score the same clips"
+            )
+    scores = rank_average(np.array([[table[name] for name in names] for table in tables]), low, high)
+    writer = ScoreWriter(output)
+    for name, score in zip(names, scores, strict=True):
+        writer.write(name, score)
+    writer.finish()
+    return len(names), len(names) - int((np.unique(scores, return_counts=True)[1] == 1).sum())

@@ -1,0 +1,155 @@
+"""`xacle evaluate`: predictions against human ratings."""
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from xacle.scoring.metrics import METRICS, alignment_metrics, bootstrap_intervals
+from xacle.scoring.tables import FILE_COLUMNS, column_of, name_of, number_of, read_rows
+
+PREDICTION_COLUMNS = ("pred_score", "prediction_score")  # the challenge's name; the authors' code writes the other
+# Mean ratings (the challenge's files, then its README's spelling), then one listener's.
+RATING_COLUMNS = ("average_score", "average_semantic_alignement_score", "score")
+
+
+@dataclass
+class Rating:
+    """One clip's mean rating, how many ratings it is the mean of, and the system that made the clip, if known."""
+
+    ratings: list[float]
+    model_id: str | None
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.ratings))
+
+
+@dataclass
+class Evaluation:
+    """What [`evaluate`] finds. `systems` has each system's SRCC over its clips, mean prediction and mean rating."""
+
+    metrics: dict[str, float]
+    pairs: int
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    systems: dict[str, dict[str, float]] = field(default_factory=dict)
+    system_srcc: float | None = None
+
+    def __str__(self) -> str:
+        lines = []
+        for name, value in self.metrics.items():
+            interval = "   [{:.4f}, {:.4f}]".format(*self.intervals[name]) if name in self.intervals else ""
+            lines.append(f"{name:<6}{value:8.4f}{interval}")
+        lines.append(f"{'N':<6}{self.pairs:8d}")
+        if self.systems:
+            width = max(map(len, self.systems)) + 2
+            lines.append(f"\n{'system':<{width}}{'clips':>6}{'SRCC':>9}{'predicted':>11}{'rated':>8}")
+            for name, row in self.systems.items():
+                lines.append(f"{name:<{width}}{row['clips']:6.0f}{row['SRCC']:9.4f}{row['predicted']:11.3f}{row['rated']:8.3f}")
+            if self.system_srcc is not None:
+                lines.append(f"system-level SRCC {self.system_srcc:.4f}")
+        return "\n".join(lines)
+
+
+def read_predictions(path: Path) -> dict[str, float]:
+    """CSV or JSONL with `wav_file_name` and `pred_score` -> `{wav_file_name: score}`, in the file's order.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file and the line, also for a clip that is listed twice.
+    """
+    rows = read_rows(path)
+    file_column, score_column = column_of(rows, FILE_COLUMNS, path), column_of(rows, PREDICTION_COLUMNS, path)
+    predictions = {}
+    for line, row in rows:
+        name = name_of(row, file_column, path, line)
+        if name in predictions:
+            raise ValueError(f"'{path}', line {line}: '{name}' is listed twice; one score a clip is needed")
+        predictions[name] = number_of(row, score_column, path, line)
+    return predictions
+
+
+def read_ratings(path: Path) -> dict[str, Rating]:
+    """The challenge's rating files -> `{wav_file_name: Rating}`.
+
+    Args:
+        path: CSV or JSONL with `wav_file_name` and `average_score`, or (then averaged a clip) `score` of single listeners;
+            `model_id` is read where it exists.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file and the line, also for a mean rating that is listed twice.
+    """
+    rows = read_rows(path)
+    file_column, score_column = column_of(rows, FILE_COLUMNS, path), column_of(rows, RATING_COLUMNS, path)
+    ratings: dict[str, Rating] = {}
+    for line, row in rows:
+        name = name_of(row, file_column, path, line)
+        if name in ratings and score_column != "score":
+            raise ValueError(f"'{path}', line {line}: '{name}' is listed twice")
+        rating = ratings.setdefault(name, Rating([], row.get("model_id") or None))
+        rating.ratings.append(number_of(row, score_column, path, line))
+    return ratings
+
+
+def evaluate(predictions: Path, ratings: Path, resamples: int = 1000) -> tuple[Evaluation, np.ndarray, np.ndarray]:
+    """
+    Args:
+        predictions: See [`read_predictions`].
+        ratings: See [`read_ratings`].
+        resamples: Of the bootstrap for the 95 % confidence intervals; 0 for none.
+
+    Returns:
+        The evaluation, and the predictions and mean ratings it is of, `[clips]` each, in the order of `ratings`.
+
+    Raises:
+        ValueError: if a rated clip has no prediction (its absence would make another test set), or none is rated.
+    """
+    predicted, rated = read_predictions(predictions), read_ratings(ratings)
+    if missing := [name for name in rated if name not in predicted]:
+        raise ValueError(
+            f"'{predictions}' lacks {len(missing)} of the {len(rated)} clips in '{ratings}', among them "
+            f"{', '.join(missing[:5])}; score them all"
+        )
+    scores = np.array([predicted[name] for name in rated])
+    means = np.array([rating.mean for rating in rated.values()])
+    evaluation = Evaluation(alignment_metrics(scores, means), len(rated))
+    if resamples:
+        evaluation.intervals = bootstrap_intervals(scores, means, resamples)
+    systems = np.array([rating.model_id or "" for rating in rated.values()])
+    for system in sorted(set(systems) - {""}):
+        chosen = systems == system
+        several = chosen.sum() > 1
+        evaluation.systems[str(system)] = {
+            "clips": int(chosen.sum()),
+            "SRCC": alignment_metrics(scores[chosen], means[chosen])["SRCC"] if several else float("nan"),
+            "predicted": float(scores[chosen].mean()),
+            "rated": float(means[chosen].mean()),
+        }
+    if len(evaluation.systems) > 1:
+        table = evaluation.systems.values()
+        predicted_means, rated_means = [row["predicted"] for row in table], [row["rated"] for row in table]
+        evaluation.system_srcc = alignment_metrics(predicted_means, rated_means)["SRCC"]
+    return evaluation, scores, means
+
+
+def write_evaluation(output: Path, evaluation: Evaluation) -> None:
+    """Write `metric,value` rows in the challenge's order: SRCC, LCC, KTAU, MSE, N."""
+    with output.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["metric", "value"])
+        writer.writerows((name, evaluation.metrics[name]) for name in METRICS)
+        writer.writerow(["N", evaluation.pairs])
+
+
+def scatter_plot(output: Path, scores: np.ndarray, ratings: np.ndarray, evaluation: Evaluation) -> None:
+    """Predictions against ratings as a picture (png, pdf, svg). Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter(ratings, scores, s=8, alpha=0.4, linewidths=0)
+    axes.set_xlabel("mean human rating")
+    axes.set_ylabel("predicted score")
+    axes.set_title(f"SRCC {evaluation.metrics['SRCC']:.3f}, LCC {evaluation.metrics['LCC']:.3f}, N {evaluation.pairs}")
+    axes.grid(alpha=0.3)
+    figure.savefig(output, dpi=150)

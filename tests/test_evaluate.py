@@ -1,0 +1,180 @@
+"""`xacle evaluate` and `xacle ensemble`: the challenge's numbers, and nothing missing without a word."""
+
+import csv
+
+import numpy as np
+import pytest
+from test_scoring import command, read_scores, write_table
+
+from xacle.scoring.ensemble import rank_average
+from xacle.scoring.evaluate import evaluate, read_ratings
+from xacle.scoring.metrics import alignment_metrics, bootstrap_intervals
+
+# --- A second opinion: the definitions of the challenge's evaluator, in plain Python --------------------------------------
+
+
+def average_ranks(values):
+    return [1 + sum(other < value for other in values) + (values.count(value) - 1) / 2 for value in values]
+
+
+def pearson(xs, ys):
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    covariance = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
+    variances = sum((x - mean_x) ** 2 for x in xs) * sum((y - mean_y) ** 2 for y in ys)
+    return covariance / variances**0.5 if variances > 0 else 0.0
+
+
+def tau_b(xs, ys):
+    agreement = ties_x = ties_y = 0
+    for i in range(len(xs)):
+        for j in range(i):
+            dx, dy = xs[i] - xs[j], ys[i] - ys[j]
+            agreement += (dx * dy > 0) - (dx * dy < 0)
+            ties_x, ties_y = ties_x + (dx == 0), ties_y + (dy == 0)
+    pairs = len(xs) * (len(xs) - 1) / 2
+    size = ((pairs - ties_x) * (pairs - ties_y)) ** 0.5
+    return agreement / size if size else 0.0
+
+
+@pytest.fixture
+def panel():
+    """300 clips with mean ratings on the quarter-point grid of four listeners (many ties), and predictions with some."""
+    generator = np.random.default_rng(0)
+    ratings = generator.integers(0, 11, size=(300, 4)).mean(axis=1)
+    predictions = np.round(ratings + generator.normal(0, 2.5, size=300), 1)
+    return predictions, ratings
+
+
+def test_the_definitions_of_the_challenge(panel):
+    predictions, ratings = (values.tolist() for values in panel)
+    metrics = alignment_metrics(predictions, ratings)
+    assert metrics["SRCC"] == pytest.approx(pearson(average_ranks(predictions), average_ranks(ratings)), abs=1e-12)
+    assert metrics["LCC"] == pytest.approx(pearson(predictions, ratings), abs=1e-12)
+    assert metrics["KTAU"] == pytest.approx(tau_b(predictions, ratings), abs=1e-12)
+    squares = [(p - r) ** 2 for p, r in zip(predictions, ratings, strict=True)]
+    assert metrics["MSE"] == pytest.approx(sum(squares) / 300, abs=1e-12)
+    constant = alignment_metrics([5.0] * 300, ratings)
+    assert (constant["SRCC"], constant["LCC"], constant["KTAU"]) == (0.0, 0.0, 0.0)
+
+
+def test_wrong_input_is_refused():
+    for predictions, ratings in ([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([1.0, np.nan], [1.0, 2.0]):
+        with pytest.raises(ValueError, match=r"needed|finite"):
+            alignment_metrics(predictions, ratings)
+
+
+def test_intervals_cover_the_estimate_and_shrink_with_the_sample(panel):
+    predictions, ratings = panel
+    whole = bootstrap_intervals(predictions, ratings, 200)
+    part = bootstrap_intervals(predictions[:50], ratings[:50], 200)
+    for name, value in alignment_metrics(predictions, ratings).items():
+        low, high = whole[name]
+        assert low < value < high
+        assert high - low < part[name][1] - part[name][0]
+    assert bootstrap_intervals(predictions, ratings, 200) == whole  # the same every time
+
+
+# --- Files ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path, panel):
+    predictions, ratings = panel
+    names = [f"{number:05}.wav" for number in range(300)]
+    scored = write_table(
+        tmp_path / "pred.csv",
+        list(zip(reversed(names), reversed(predictions.tolist()), strict=True)),
+        ("wav_file_name", "pred_score"),
+    )
+    rows = [
+        (name, "a caption", rating, f"system{number % 3}")
+        for number, (name, rating) in enumerate(zip(names, ratings, strict=True))
+    ]
+    rated = write_table(tmp_path / "ratings.csv", rows, ("wav_file_name", "text", "average_score", "model_id"))
+    return scored, rated
+
+
+def test_files_are_matched_by_name(files, panel, tmp_path):
+    evaluation, scores, means = evaluate(*files, resamples=50)
+    assert evaluation.metrics == alignment_metrics(*panel)
+    np.testing.assert_array_equal(scores, panel[0])
+    np.testing.assert_array_equal(means, panel[1])
+    assert evaluation.pairs == 300
+    for number, row in enumerate(evaluation.systems.values()):
+        chosen = slice(number, None, 3)
+        assert row["SRCC"] == alignment_metrics(panel[0][chosen], panel[1][chosen])["SRCC"]
+        assert row["clips"] == 100
+    assert evaluation.system_srcc in (-1.0, -0.5, 0.5, 1.0)  # of three systems
+
+
+def test_listeners_are_averaged(tmp_path):
+    rows = [("a.wav", "x", 4, "l1"), ("b.wav", "y", 8, "l1"), ("a.wav", "x", 7, "l2"), ("b.wav", "y", 9, "l3")]
+    path = write_table(tmp_path / "listeners.csv", rows, ("wav_file_name", "text", "score", "listener_id"))
+    assert {name: rating.mean for name, rating in read_ratings(path).items()} == {"a.wav": 5.5, "b.wav": 8.5}
+
+
+def test_the_command(files, tmp_path, panel):
+    scored, rated = files
+    result = command("evaluate", scored, rated, "--output", tmp_path / "out.csv", "--plot", tmp_path / "plot.png")
+    assert result.returncode == 0, result.stderr
+    assert "SRCC" in result.stdout and "system-level SRCC" in result.stdout
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["metric"] for row in rows] == ["SRCC", "LCC", "KTAU", "MSE", "N"]
+    assert float(rows[0]["value"]) == alignment_metrics(*panel)["SRCC"]
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        ("wav_file_name,pred_score\n00000.wav,1\n", "lacks 299 of the 300 clips"),
+        ("wav_file_name,score\n00000.wav,1\n", "needs the column pred_score"),
+        ("wav_file_name,pred_score\n00000.wav,good\n", "line 2: pred_score must be a number, got 'good'"),
+        ("wav_file_name,pred_score\n,1\n", "line 2: no wav_file_name"),
+        ("wav_file_name,pred_score\n00000.wav,nan\n", "line 2: pred_score must be a number"),
+        ("wav_file_name,pred_score\n00000.wav,1\n00000.wav,2\n", "line 3: '00000.wav' is listed twice"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_told(files, tmp_path, predictions, message):
+    (tmp_path / "bad.csv").write_text(predictions)
+    result = command("evaluate", tmp_path / "bad.csv", files[1])
+    assert result.returncode == 1
+    assert message in result.stderr
+
+
+# --- Ensemble ------------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_are_averaged_and_scaled():
+    scores = rank_average(np.array([[1.0, 2.0, 3.0, 4.0, 5.0], [10.0, 30.0, 20.0, 40.0, 40.0]]))
+    mean_ranks = np.array([1.0, 2.5, 2.5, 4.25, 4.75])  # the second member's tie shares rank 4.5
+    np.testing.assert_allclose(scores, 10 * (mean_ranks - 1) / 4)
+    monotone = rank_average(np.array([[0.1, 0.2, 0.9], [1.0, 5.0, 6.0]]), low=1, high=5)
+    np.testing.assert_allclose(monotone, [1, 3, 5])
+    with pytest.raises(ValueError, match="finite scores"):
+        rank_average(np.array([[1.0, np.nan]]))
+
+
+def test_the_ensemble_of_noisy_members_beats_them(panel):
+    _, ratings = panel
+    generator = np.random.default_rng(1)
+    members = np.stack([ratings + generator.normal(0, 3, size=300) for _ in range(3)])
+    single = [alignment_metrics(member, ratings)["SRCC"] for member in members]
+    assert alignment_metrics(rank_average(members), ratings)["SRCC"] > max(single)
+
+
+def test_the_ensemble_command(tmp_path):
+    header = ("wav_file_name", "pred_score")
+    first = write_table(tmp_path / "a.csv", [("x.wav", 1), ("y.wav", 2), ("z.wav", 3)], header)
+    second = write_table(tmp_path / "b.csv", [("z.wav", 9), ("x.wav", 8), ("y.wav", 7)], header)
+    result = command("ensemble", first, second, "--output", tmp_path / "e.csv")
+    assert result.returncode == 0, result.stderr
+    assert read_scores(tmp_path / "e.csv") == [("x.wav", 2.5), ("y.wav", 2.5), ("z.wav", 10.0)]
+    assert "3 clips, 2 of them tied" in result.stderr
+    write_table(tmp_path / "b.csv", [("z.wav", 9), ("x.wav", 8), ("w.wav", 7)], header)
+    result = command("ensemble", first, second, "--output", tmp_path / "e.csv")
+    assert result.returncode == 1
+    assert "lacks 1 of 4 clips, among them w.wav" in result.stderr
+    assert "at least two" in command("ensemble", first, "--output", tmp_path / "e.csv").stderr
+    assert "would overwrite a member" in command("ensemble", first, second, "--output", second).stderr
