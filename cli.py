@@ -66,8 +66,8 @@ def score(
 
     xacle score --model DIR --input pairs.csv --audio-dir wav --output scores.csv
     """
-    single, table = (audio, text), (input, output)
-    if any(single) == any(table) or (any(single) and not all(single)) or (any(table) and not all(table)):
+    given = [option is not None for option in (audio, text, input, output)]
+    if given not in ([True, True, False, False], [False, False, True, True]):
         raise typer.BadParameter("pass either --audio and --text, or --input and --output")
     if Path(model).is_dir():
         from transformers.utils import logging
@@ -158,8 +158,11 @@ def convert_beats(
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="Folder for the demo's model, sounds and scores.")] = Path("demo_output")):
     """Score generated sounds with a tiny model of random weights: a check that everything works, no quality."""
+    from transformers.utils import logging
+
     from xacle.demo.random_weights import run_demo
 
+    logging.disable_progress_bar()
     run_demo(out)
 
 

@@ -42,6 +42,8 @@ INT16_SCALE = 2.0**15  # Kaldi expects the range of 16-bit samples, not [-1, 1]
 LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon
 
 URL_TIMEOUT_SECONDS = 30.0
+MIN_RATE, MAX_RATE = 1000, 768000  # Hz; beyond them a header or an argument is wrong
+MAX_OGG_PAGE = 27 + 255 + 255 * 255  # bytes
 MAX_CLIP_SECONDS = 10.0  # the clip length people rated; [160000] samples, [998, 128] fbank
 MAX_FBANK_BATCH = 32  # bounds the memory of the frames, 2 MB a clip
 MIN_SAMPLES = FRAME_LENGTH + 15 * HOP_LENGTH  # 16 frames = one patch of BEATs
@@ -74,6 +76,8 @@ def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
             return load_waveform(audio["path"])
         raise ValueError(f"an audio dict needs 'array', 'bytes' or 'path', got the keys {sorted(audio)}")
     if hasattr(audio, "read"):
+        if audio.seekable():
+            audio.seek(0)
         audio = audio.read()
     if isinstance(audio, (str, os.PathLike, bytes, bytearray, memoryview)):
         with open_sound(audio) as sound:
@@ -82,13 +86,16 @@ def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
                 samples = sound.read(dtype="float32", always_2d=True)
             except sf.LibsndfileError as error:
                 raise ValueError(_undecodable(name, error)) from error
-            if len(samples) < 0.99 * sound.frames - sound.samplerate:  # mp3: an estimate where the file has no index
-                logger.warning(f"{name} may be cut off: it announces {sound.frames} samples and holds {len(samples)}")
+            if len(samples) < 0.99 * sound.frames:
+                message = f"{name} is cut off or damaged: it announces {sound.frames} samples and holds {len(samples)}"
+                if sound.format != "MP3":
+                    raise ValueError(f"{message}; copy or export it again")
+                logger.warning(message)  # only an estimate where an mp3 has no index
     elif isinstance(audio, (np.ndarray, torch.Tensor, list, tuple)):
         name, samples = "the audio array", audio
     else:
         raise TypeError(f"audio must be a path, URL, bytes, dict, array or tensor, got {type(audio).__name__}")
-    waveform = _resample(_to_mono(samples), sampling_rate)
+    waveform = _resample(_to_mono(samples, name), sampling_rate)
     if waveform.size == 0:
         raise ValueError(f"{name} holds no samples")
     if not np.isfinite(waveform).all():
@@ -114,10 +121,26 @@ def open_sound(source):
     sound.xacle_name = name
     # libsndfile reads what there is and only notes what is missing. (Streamed wavs declare a size of 0 or 2**32 - 1.)
     wav_size = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, flags=re.MULTILINE)
-    if (wav_size and 1.01 * int(wav_size[2]) < int(wav_size[1]) < 2**31 - 1) or "lacks an end-of-stream" in sound.extra_info:
+    if (wav_size and 1.01 * int(wav_size[2]) < int(wav_size[1]) < 2**31 - 1) or _lacks_end(sound.format, file):
         sound.close()
         raise ValueError(f"{name} is cut off: it ends before the end its header announces; copy or export it again")
     return sound
+
+
+def _lacks_end(container: str, file: str | io.BytesIO) -> bool:
+    """Whether an Ogg file stops before the page that is marked as its last (RFC 3533, section 6)."""
+    if container != "OGG":
+        return False
+    if isinstance(file, str):
+        with open(file, "rb") as opened:
+            opened.seek(max(0, os.path.getsize(file) - MAX_OGG_PAGE))
+            tail = opened.read()
+    else:
+        tail = bytes(file.getbuffer()[-MAX_OGG_PAGE:])
+    page = tail.rfind(b"OggS")
+    sizes = tail[page + 27 : page + 27 + tail[page + 26]] if 0 <= page < len(tail) - 26 else b""
+    complete = sizes and len(tail) >= page + 27 + len(sizes) + sum(sizes)
+    return not (complete and tail[page + 5] & 4)
 
 
 def _locate(source) -> tuple[str, str | io.BytesIO]:
@@ -147,8 +170,8 @@ def _undecodable(name: str, error: Exception) -> str:
     )
 
 
-def _to_mono(samples) -> np.ndarray:
-    """Array, tensor or list of samples, one channel or several -> float32 `[samples]`."""
+def _to_mono(samples, name: str) -> np.ndarray:
+    """Array, tensor or list of samples, one channel or several -> float32 `[samples]`. `name` is for messages."""
     integers_in_a_list = isinstance(samples, (list, tuple))
     if isinstance(samples, torch.Tensor):
         samples = samples.detach().cpu()
@@ -160,7 +183,11 @@ def _to_mono(samples) -> np.ndarray:
             f"{list(waveform.shape)} of {waveform.dtype}"
         )
     if waveform.dtype.kind in "iu" and not integers_in_a_list:
+        if waveform.dtype.itemsize > 4:
+            raise ValueError(f"{name} is {waveform.dtype}, which has no range of loudness; pass int16 or floats in [-1, 1]")
         half_range = 2.0 ** (8 * waveform.dtype.itemsize - 1)
+        if waveform.dtype.itemsize == 4 and waveform.size and np.abs(waveform.astype(np.int64)).max() < 2**15:
+            logger.warning(f"{name} is {waveform.dtype} with the range of int16: it is read as very quiet; make it int16")
         waveform = (waveform.astype(np.float64) - (half_range if waveform.dtype.kind == "u" else 0.0)) / half_range
     waveform = waveform.astype(np.float32)
     if waveform.ndim == 2:
@@ -168,9 +195,9 @@ def _to_mono(samples) -> np.ndarray:
             return waveform.reshape(-1)
         waveform = waveform.mean(axis=0 if waveform.shape[0] <= waveform.shape[1] else 1)
     if waveform.size and np.abs(waveform).max() > 4.0:
-        logger.warning_once(
-            f"an audio array has values up to {np.abs(waveform).max():.0f}, where [-1, 1] is expected; "
-            "pass integers as an integer array"
+        logger.warning(
+            f"{name} has values up to {np.abs(waveform).max():.0f}, where [-1, 1] is expected; divide them, or pass integers as "
+            "an integer array"
         )
     return waveform
 
@@ -182,8 +209,8 @@ def _resample(waveform: np.ndarray, sampling_rate: int | None) -> np.ndarray:
             f"an audio array came without `sampling_rate`: {SAMPLING_RATE} Hz is assumed. Pass it, since a wrong rate "
             "gives a wrong score without any error"
         )
-    elif not isinstance(sampling_rate, Real) or not sampling_rate > 0:
-        raise ValueError(f"sampling_rate must be a positive number, got {sampling_rate!r}")
+    elif not isinstance(sampling_rate, Real) or not MIN_RATE <= sampling_rate <= MAX_RATE:
+        raise ValueError(f"the sampling rate must be between {MIN_RATE} and {MAX_RATE} Hz, got {sampling_rate!r}")
     elif sampling_rate != SAMPLING_RATE and waveform.size:
         if not is_soxr_available():
             raise ImportError("resampling needs soxr: `pip install soxr`")
@@ -449,6 +476,9 @@ class XacleProcessor(ProcessorMixin):
         captions = None if text is None else self._list_of_captions(text)
         clips = 0
         if audio is not None:
+            rows = audio.shape[0] if isinstance(audio, (np.ndarray, torch.Tensor)) and audio.ndim == 2 else 1
+            if captions is not None and rows == len(captions) > 1:
+                raise ValueError(f"an array [{rows}, samples] is one sound of {rows} channels; pass {rows} clips as a list")
             data.update(self.feature_extractor(audio, **audio_options))
             clips = len(data["input_features"])
             if captions is not None and len(captions) != clips and 1 not in (len(captions), clips):

@@ -1,6 +1,5 @@
 """Reading foreign checkpoints safely, and writing them as exact transformers folders."""
 
-import pickle
 import zipfile
 from pathlib import Path
 
@@ -20,10 +19,10 @@ def read_checkpoint(path: str | Path) -> dict:
         raise FileNotFoundError(f"no checkpoint at '{path}'")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # whatever torch's unpickler stumbles over; its own advice is to execute the file
         raise ValueError(
-            f"'{path}' cannot be read as a checkpoint of tensors: {str(error).splitlines()[0]}. Only files that need no "
-            "pickled code are read; re-save the plain state dict with `torch.save(model.state_dict(), ...)`"
+            f"'{path}' cannot be read as a checkpoint of tensors ({type(error).__name__}): it is damaged, no PyTorch file, or "
+            "needs pickled code, which is never executed; re-save its state dict with `torch.save(model.state_dict(), ...)`"
         ) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not a dict")

@@ -46,7 +46,8 @@ def score_table(
     if problems and on_error == "stop":
         raise TableError(table, problems, "nothing was scored; mend them, or pass --on-error skip to score the others")
     if not pairs:
-        raise TableError(table, problems, "no row can be scored")
+        write_problems(rejected, problems)
+        raise TableError(table, problems, f"no row can be scored; all are listed in {rejected}")
 
     writer = ScoreWriter(output)  # before the model is loaded: a place that cannot be written shows at once
     scored, late = 0, []
@@ -72,5 +73,5 @@ def score_table(
     if problems:
         write_problems(rejected, problems)
     if late and (on_error == "stop" or not scored):
-        raise TableError(table, late, f"the other {scored} rows are in {output}, these also in {rejected}")
+        raise TableError(table, problems, f"the other {scored} rows are in {output}, these also in {rejected}")
     return scored, len(problems)

@@ -1,5 +1,6 @@
 """Scoring many pairs: `Scorer` loads a model folder and rates sounds against captions in batches."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from xacle.configuration_xacle import XacleConfig
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import SAMPLING_RATE, XacleProcessor, load_waveform
+from xacle.scoring.tables import is_unicode
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -22,6 +24,8 @@ def usable_device(device: str | None = None) -> torch.device:
     if device is None:
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it computes nothing")
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -41,8 +45,13 @@ def check_model_folder(model: str | Path) -> None:
             f"'{model}' holds a model of type {config.get('model_type')!r}, not an xacle scorer; a checkpoint in the authors' "
             "format (config.json and model.pt) is converted with `xacle convert tmu`"
         )
-    if folder.is_dir() and not (folder / "processor_config.json").is_file():
-        raise ValueError(f"'{model}' has no processor_config.json; save the processor beside the model")
+    for name in ("processor_config.json", "tokenizer_config.json", "tokenizer.json") if folder.is_dir() else ():
+        try:
+            json.loads((folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ValueError(f"'{model}' has no {name}; save the processor beside the model") from error
+        except ValueError as error:
+            raise ValueError(f"'{folder / name}' is damaged ({error}); copy or download it again") from error
 
 
 @dataclass
@@ -162,7 +171,7 @@ class Scorer:
         for index, (audio, caption) in enumerate(pairs):
             results[index], durations[index] = PairResult(), []
             try:
-                if not isinstance(caption, str) or not caption.strip():
+                if not isinstance(caption, str) or not caption.strip() or not is_unicode(caption):
                     raise ValueError(f"the caption must be a text, got {caption!r}")
                 extractor = self.processor.feature_extractor
                 windows = extractor.windows(load_waveform(audio, SAMPLING_RATE if _is_array(audio) else None))

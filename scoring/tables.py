@@ -48,7 +48,7 @@ class TableError(ValueError):
         lines = [f"{table}, line {problem.line}: {problem.reason}" for problem in problems[: self.MAX_SHOWN]]
         if len(problems) > self.MAX_SHOWN:
             lines.append(f"... and {len(problems) - self.MAX_SHOWN} more")
-        super().__init__("\n".join([f"{len(problems)} rows cannot be scored", *lines, advice]))
+        super().__init__("\n".join([f"rows that cannot be scored: {len(problems)}", *lines, advice]))
 
 
 def check_suffix(path: Path) -> None:
@@ -132,6 +132,11 @@ def number_of(row: dict, column: str, table: Path, line: int) -> float:
     return number
 
 
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be encoded: JSON can spell lone surrogates, which neither files nor tokenizers take."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def read_pairs(table: Path, audio_dir: Path) -> tuple[list[Pair], list[Problem]]:
     """Read a table of pairs and check every row and every audio file's header.
 
@@ -160,6 +165,8 @@ def read_pairs(table: Path, audio_dir: Path) -> tuple[list[Pair], list[Problem]]
             reason = f"no {file_column}" if name in (None, "") else f"no caption for '{name}'; fill in the text column"
         elif not isinstance(name, str) or not isinstance(text, str):
             reason = f"{file_column} and text must be strings, got {name!r} and {text!r}"
+        elif not is_unicode(name + text):
+            reason = f"{file_column} or text is no valid Unicode (it holds lone surrogates)"
         else:
             audio = name if name.startswith(("http://", "https://")) else audio_dir / name
             if audio not in checked:
@@ -200,7 +207,9 @@ class ScoreWriter:
     def __init__(self, output: Path):
         self.output = output
         self.part = output.with_name(output.name + ".part")
-        self.file = self.part.open("w", encoding="utf-8", newline="")
+        if self.part.exists():
+            raise FileExistsError(f"'{self.part}' holds what an interrupted job scored; move or delete it first")
+        self.file = self.part.open("w", encoding="utf-8", newline="", buffering=1)  # a killed job keeps its lines
         self.is_jsonl = output.suffix.lower() == ".jsonl"
         if not self.is_jsonl:
             csv.writer(self.file).writerow(["wav_file_name", "pred_score"])
@@ -223,7 +232,7 @@ class ScoreWriter:
 def write_problems(rejected: Path, problems: list[Problem]) -> None:
     """Write rows as they came, with line number and reason in front, as CSV: mend them and score that file."""
     columns = list(dict.fromkeys(name for problem in problems for name in problem.row if name is not None))
-    with rejected.open("w", encoding="utf-8", newline="") as file:
+    with rejected.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["line", "reason", *columns])
         for problem in sorted(problems, key=lambda problem: problem.line):

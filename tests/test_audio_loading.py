@@ -131,11 +131,21 @@ def test_broken_files_are_named(tmp_path, content, message):
         load_waveform(path)
 
 
-@pytest.mark.parametrize(("suffix", "message"), [("wav", "is cut off"), ("ogg", "is cut off"), ("flac", "cannot decode")])
-def test_files_that_end_too_early_are_named(tmp_path, suffix, message):
+@pytest.mark.parametrize("kept", [0.33, 0.9, 0.985])
+@pytest.mark.parametrize(
+    ("suffix", "subtype", "message"),
+    [
+        ("wav", "PCM_16", "is cut off"),
+        ("ogg", "VORBIS", "is cut off"),
+        ("ogg", "OPUS", "is cut off"),
+        ("flac", "PCM_16", "cannot decode"),
+    ],
+)
+def test_files_that_end_too_early_are_named(tmp_path, suffix, subtype, message, kept):
     path = tmp_path / f"sound.{suffix}"
-    sf.write(path, make_sound("rain"), RATE)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    sf.write(path, make_sound("rain"), RATE, subtype=subtype)
+    assert load_waveform(path).shape == (10 * RATE,)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     with pytest.raises(ValueError, match=f"sound.{suffix}.*{message}|{message}.*sound.{suffix}"):
         load_waveform(path)
 
@@ -145,7 +155,7 @@ def test_a_short_mp3_and_streamed_wavs(tmp_path, transformers_log):
     sf.write(path, make_sound("rain"), RATE)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     load_waveform(path)
-    assert "sound.mp3 may be cut off" in transformers_log.text
+    assert "sound.mp3 is cut off or damaged" in transformers_log.text
     sf.write(tmp_path / "stream.wav", tone(), RATE)
     content = bytearray((tmp_path / "stream.wav").read_bytes())
     content[40:44] = b"\xff\xff\xff\xff"  # the size of a wav written to a pipe is not known in advance
@@ -174,6 +184,7 @@ def test_files_without_sound_are_named(tmp_path):
         (np.zeros((2, 0), dtype=np.float32), ValueError, "holds no samples"),
         (np.zeros((2, 3, 4), dtype=np.float32), ValueError, r"\[samples\] or \[channels, samples\]"),
         (np.array(["a", "b"]), ValueError, "must hold numbers"),
+        (np.zeros(100, dtype=np.int64), ValueError, "int64, which has no range"),
         ({"waveform": [0.0]}, ValueError, "needs 'array', 'bytes' or 'path'"),
         (3.5, TypeError, "got float"),
         (None, TypeError, "got NoneType"),
@@ -182,5 +193,21 @@ def test_files_without_sound_are_named(tmp_path):
 def test_wrong_input_is_refused_with_a_reason(audio, error, message):
     with pytest.raises(error, match=message):
         load_waveform(audio, RATE)
-    with pytest.raises(ValueError, match="sampling_rate must be a positive number"):
-        load_waveform(make_sound("rain", 0.1), sampling_rate=0)
+    for rate in (0, float("inf"), float("nan"), 1e-3, True, "16000"):
+        with pytest.raises(ValueError, match="sampling rate must be between"):
+            load_waveform(make_sound("rain", 0.1), sampling_rate=rate)
+
+
+def test_an_open_file_can_be_read_twice(tmp_path):
+    sf.write(tmp_path / "sound.wav", tone(), RATE, subtype="FLOAT")
+    with (tmp_path / "sound.wav").open("rb") as file:
+        np.testing.assert_array_equal(load_waveform(file), tone())
+        np.testing.assert_array_equal(load_waveform(file), tone())
+
+
+def test_suspicious_loudness_is_told(tmp_path, transformers_log):
+    load_waveform((tone() * 32767).astype(np.int32), RATE)
+    assert "int32 with the range of int16" in transformers_log.text
+    sf.write(tmp_path / "loud.wav", tone() * 1000, RATE, subtype="FLOAT")
+    load_waveform(tmp_path / "loud.wav")
+    assert "loud.wav has values up to" in transformers_log.text

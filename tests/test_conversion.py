@@ -215,6 +215,9 @@ def test_old_style_pickles_are_read_too(tmp_path):
     expected = load_file(convert_beats(GOLDEN / "beats_tiny_a.pt", tmp_path / "a") / "model.safetensors")
     actual = load_file(convert_beats(tmp_path / "old.pt", tmp_path / "b") / "model.safetensors")
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    (tmp_path / "text.pt").write_text("no checkpoint at all")
+    with pytest.raises(ValueError, match=r"text\.pt' cannot be read as a checkpoint"):
+        convert_beats(tmp_path / "text.pt", tmp_path / "c")
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(ValueError, match=r"holds a list, not a dict|cannot be read"):
         convert_beats(tmp_path / "plain.pkl", tmp_path / "c")

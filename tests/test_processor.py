@@ -115,6 +115,7 @@ def test_captioning_inputs(processor):
         ({"text": []}, ValueError, "no caption was given"),
         ({"text": ["Rain", None]}, TypeError, "caption 1 must be a string"),
         ({"text": ["a", "b"], "audio": [CLIP] * 3, "sampling_rate": 16000}, ValueError, "2 captions and 3 sounds"),
+        ({"text": ["a", "b"], "audio": np.stack([CLIP, CLIP])}, ValueError, "pass 2 clips as a list"),
         ({"text": "a", "task": "rating"}, ValueError, "'scoring' or 'captioning'"),
         ({"text": "a", "return_tensors": "np"}, ValueError, "returns PyTorch tensors"),
         ({"text": "a", "padding": "max_length", "max_length": 64}, ValueError, "max_length of at least 104"),

@@ -105,9 +105,9 @@ def test_every_length_scores(scorer, seconds):
 
 def test_one_bad_clip_sinks_only_itself(scorer, wav_dir):
     pairs = [(wav_dir / "rain.wav", "Rain"), (wav_dir / "missing.wav", "Rain"), (wav_dir / "long.wav", "Rain")]
-    empty = [(wav_dir / "rain.wav", None), (wav_dir / "rain.wav", " ")]
-    results = list(scorer.score_each(pairs + empty, batch_size=2))
-    assert [result.error is None for result in results] == [True, False, True, False, False]
+    no_captions = [(wav_dir / "rain.wav", caption) for caption in (None, " ", "a\ud800b")]
+    results = list(scorer.score_each(pairs + no_captions, batch_size=2))
+    assert [result.error is None for result in results] == [True, False, True, False, False, False]
     assert "the caption must be a text" in str(results[3].error)
     assert "missing.wav" in str(results[1].error)
     expected = scorer.score([pairs[0][0], pairs[2][0]], ["Rain", "Rain"])
@@ -146,6 +146,9 @@ def test_damaged_and_incomplete_model_folders_are_explained(tiny_folder, tmp_pat
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(ValueError, match=r"weights in .*broken' are damaged"):
+        Scorer.from_pretrained(broken, device="cpu")
+    (broken / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer\.json' is damaged"):
         Scorer.from_pretrained(broken, device="cpu")
     (broken / "processor_config.json").unlink()
     with pytest.raises(ValueError, match=r"has no processor_config\.json"):
@@ -250,7 +253,7 @@ def bad_table(tmp_path_factory, wav_dir):
 def test_everything_wrong_with_a_table_is_told_at_once(tiny_folder, bad_table, tmp_path):
     result = command("score", "--model", tiny_folder, "--input", bad_table, "--output", tmp_path / "scores.csv")
     assert result.returncode == 1
-    assert "6 rows cannot be scored" in result.stderr
+    assert "rows that cannot be scored: 6" in result.stderr
     for line, words in [(3, "missing.wav"), (4, "empty.wav"), (5, "corrupt.wav"), (6, "silent.wav"), (8, "no caption")]:
         assert f"line {line}: " in result.stderr
         assert words in result.stderr.split(f"line {line}: ")[1].splitlines()[0]
@@ -310,6 +313,11 @@ def test_an_interrupted_table_keeps_what_is_done(tiny_folder, wav_dir, tmp_path)
     assert "Traceback" not in stderr
     assert not output.exists()
     assert len(read_scores(part)) > 10
+    content = part.read_bytes()
+    result = command(*options)  # again: what was done is not overwritten
+    assert result.returncode == 1
+    assert "holds what an interrupted job scored" in result.stderr
+    assert part.read_bytes() == content
 
 
 def test_a_url_in_a_table_is_fetched(tiny_folder, tmp_path):
@@ -345,6 +353,7 @@ def test_outputs_that_would_do_harm_are_refused_before_any_work(tiny_folder, wav
         (b"wav_file_name,text\nrain.wav,caf\xe9\n", "save it as UTF-8"),
         ('{"wav_file_name": "rain.wav"\n', "line 1: "),
         ('["rain.wav", "Rain"]\n', "line 1: expected an object"),
+        ('{"wav_file_name": "rain.wav", "text": "a\\ud800b"}\n', "line 1: wav_file_name or text is no valid Unicode"),
         ('{"wav_file_name": "rain.wav", "text": 3}\n', "must be strings, got 'rain.wav' and 3"),
         ("wav_file_name,text\n", "has no rows"),
         ("", "has no rows"),
@@ -367,7 +376,7 @@ def test_tables_that_are_none(tiny_folder, wav_dir, tmp_path, content, message):
     [
         (["--audio", "a.wav"], "either --audio and --text"),
         (["--audio", "a.wav", "--text", "a", "--input", "b.csv", "--output", "c.csv"], "either --audio and --text"),
-        (["--audio", "a.wav", "--text", " "], "the caption is empty"),
+        (["--audio", "a.wav", "--text", ""], "the caption is empty"),
         (["--audio", "missing.wav", "--text", "a"], "no audio file at 'missing.wav'"),
         (["--input", "missing.csv", "--output", "c.csv"], "no table at 'missing.csv'"),
         (["--input", "missing.csv", "--output", "c.txt"], "must end in .csv or .jsonl"),
