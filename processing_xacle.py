@@ -83,7 +83,7 @@ def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
         with open_sound(audio) as sound:
             name, sampling_rate = sound.xacle_name, sound.samplerate
             try:
-                samples = sound.read(dtype="float32", always_2d=True)
+                samples = sound.read(dtype="float32", always_2d=True).mean(axis=1)
             except sf.LibsndfileError as error:
                 raise ValueError(_undecodable(name, error)) from error
             if len(samples) < 0.99 * sound.frames:
@@ -155,7 +155,7 @@ def _locate(source) -> tuple[str, str | io.BytesIO]:
             response = httpx.get(source, follow_redirects=True, timeout=URL_TIMEOUT_SECONDS)
             response.raise_for_status()
         except httpx.HTTPError as error:
-            raise ValueError(f"cannot fetch {source}: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"cannot fetch {source}: {str(error) or type(error).__name__}") from error
         return source, io.BytesIO(response.content)
     if not os.path.isfile(source):
         raise FileNotFoundError(f"no audio file at '{source}'")
@@ -186,7 +186,7 @@ def _to_mono(samples, name: str) -> np.ndarray:
         if waveform.dtype.itemsize > 4:
             raise ValueError(f"{name} is {waveform.dtype}, which has no range of loudness; pass int16 or floats in [-1, 1]")
         half_range = 2.0 ** (8 * waveform.dtype.itemsize - 1)
-        if waveform.dtype.itemsize == 4 and waveform.size and np.abs(waveform.astype(np.int64)).max() < 2**15:
+        if waveform.dtype == np.int32 and waveform.any() and np.abs(waveform.astype(np.int64)).max() < 2**15:
             logger.warning(f"{name} is {waveform.dtype} with the range of int16: it is read as very quiet; make it int16")
         waveform = (waveform.astype(np.float64) - (half_range if waveform.dtype.kind == "u" else 0.0)) / half_range
     waveform = waveform.astype(np.float32)
@@ -196,8 +196,8 @@ def _to_mono(samples, name: str) -> np.ndarray:
         waveform = waveform.mean(axis=0 if waveform.shape[0] <= waveform.shape[1] else 1)
     if waveform.size and np.abs(waveform).max() > 4.0:
         logger.warning(
-            f"{name} has values up to {np.abs(waveform).max():.0f}, where [-1, 1] is expected; divide them, or pass integers as "
-            "an integer array"
+            f"{name} has values up to {np.abs(waveform).max():.0f}, where [-1, 1] is expected; divide them, or pass "
+            "integers as an integer array"
         )
     return waveform
 

@@ -198,6 +198,11 @@ def test_wrong_input_is_refused_with_a_reason(audio, error, message):
             load_waveform(make_sound("rain", 0.1), sampling_rate=rate)
 
 
+def test_a_file_may_have_more_channels_than_samples(tmp_path):
+    sf.write(tmp_path / "sound.wav", np.arange(18).reshape(3, 6) / 32, RATE, subtype="FLOAT")
+    np.testing.assert_allclose(load_waveform(tmp_path / "sound.wav"), [2.5 / 32, 8.5 / 32, 14.5 / 32])
+
+
 def test_an_open_file_can_be_read_twice(tmp_path):
     sf.write(tmp_path / "sound.wav", tone(), RATE, subtype="FLOAT")
     with (tmp_path / "sound.wav").open("rb") as file:
