@@ -104,17 +104,20 @@ class Scorer:
             dtype: `"float32"`, `"bfloat16"` or `"float16"`. The fbank and the score head stay in float32.
 
         Raises:
-            ValueError: if the model is of another type, or the dtype unknown.
+            FileNotFoundError, ValueError: if there is no such model, it is of another type, damaged or lacks weights (a
+                captioner has no score head), or the device or dtype cannot be used.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         device = usable_device(device)
         check_model_folder(model)
         try:
-            network = XacleForAlignmentScoring.from_pretrained(model, dtype=DTYPES[dtype])
+            network, loaded = XacleForAlignmentScoring.from_pretrained(model, dtype=DTYPES[dtype], output_loading_info=True)
             processor = XacleProcessor.from_pretrained(model)
         except SafetensorError as error:
             raise ValueError(f"the weights in '{model}' are damaged ({error}); copy or download them again") from error
+        if missing := sorted(loaded["missing_keys"]):
+            raise ValueError(f"'{model}' lacks {', '.join(missing)}: its scores would be random. Was it trained to score?")
         return cls(network.to(device), processor)
 
     def score(

@@ -16,6 +16,7 @@ import soxr
 from conftest import GOLDEN
 
 from xacle.demo.random_weights import make_sound
+from xacle.modeling_xacle import XacleForConditionalGeneration
 from xacle.scoring.scorer import Scorer
 from xacle.scoring.tables import shortest
 
@@ -153,6 +154,13 @@ def test_damaged_and_incomplete_model_folders_are_explained(tiny_folder, tmp_pat
     (broken / "processor_config.json").unlink()
     with pytest.raises(ValueError, match=r"has no processor_config\.json"):
         Scorer.from_pretrained(broken, device="cpu")
+
+
+def test_a_captioner_is_not_scored_with(make_scorer, processor, tmp_path):
+    make_scorer(model_class=XacleForConditionalGeneration).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks score_head\.out_proj\.bias, .*would be random"):
+        Scorer.from_pretrained(tmp_path, device="cpu")
 
 
 def test_bfloat16_stays_close(tiny_folder, scorer, wav_dir):
