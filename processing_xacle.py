@@ -452,7 +452,7 @@ class XacleProcessor(ProcessorMixin):
             sampling_rate (`int`): The rate of arrays, in Hz.
             padding (`bool` or `str`, defaults to `True`), max_length (`int`), pad_to_multiple_of (`int`): How rows of tokens
                 are padded, for compiled models that want few lengths. Rows are never cut: captions are, at
-                `max_caption_tokens`.
+                `max_caption_tokens`, whether or not the customary `truncation` is passed.
             text_kwargs, audio_kwargs (`dict`): The same for the tokens, and any argument of [`XacleFeatureExtractor`].
 
         One caption with several sounds, or one sound with several captions, makes every pair: the sound is encoded once.
@@ -476,9 +476,11 @@ class XacleProcessor(ProcessorMixin):
         captions = None if text is None else self._list_of_captions(text)
         clips = 0
         if audio is not None:
-            rows = audio.shape[0] if isinstance(audio, (np.ndarray, torch.Tensor)) and audio.ndim == 2 else 1
-            if captions is not None and rows == len(captions) > 1:
-                raise ValueError(f"an array [{rows}, samples] is one sound of {rows} channels; pass {rows} clips as a list")
+            channels = audio.shape[0] if isinstance(audio, (np.ndarray, torch.Tensor)) and audio.ndim == 2 else 1
+            if captions is not None and channels == len(captions) > 1:
+                raise ValueError(
+                    f"an array [{channels}, samples] is one sound of {channels} channels; pass {channels} clips as a list"
+                )
             data.update(self.feature_extractor(audio, **audio_options))
             clips = len(data["input_features"])
             if captions is not None and len(captions) != clips and 1 not in (len(captions), clips):

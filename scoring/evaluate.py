@@ -16,7 +16,7 @@ RATING_COLUMNS = ("average_score", "average_semantic_alignement_score", "score")
 
 @dataclass
 class Rating:
-    """One clip's mean rating, how many ratings it is the mean of, and the system that made the clip, if known."""
+    """One clip's ratings (or, alone in the list, their mean), and the system that made the clip, if known."""
 
     ratings: list[float]
     model_id: str | None
