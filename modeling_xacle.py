@@ -77,6 +77,16 @@ def listnet_loss(
     return -(target_distribution * (predictions.float() / prediction_temperature).log_softmax(-1)).sum()
 
 
+def alignment_loss(scores: torch.Tensor, labels: torch.Tensor, config: XacleConfig) -> torch.Tensor:
+    """ListNet loss of ratings `[list]` on the 0-10 scale, as the paper's stages 2 and 3 use it (on [-1, 1])."""
+    return listnet_loss(
+        (scores - RATING_CENTER) / RATING_HALF_RANGE,
+        (labels.float() - RATING_CENTER) / RATING_HALF_RANGE,
+        config.listnet_temperature,
+        config.listnet_prediction_temperature,
+    )
+
+
 def spec_augment(features: torch.Tensor, freq_mask_width: int, time_mask_width: int) -> torch.Tensor:
     """Zero one random band of mel bins and one random stretch of frames of every clip (arXiv 1904.08779).
 
@@ -450,7 +460,7 @@ class XacleForAlignmentScoring(XaclePreTrainedModel):
         rows = torch.arange(len(states), device=states.device)
         logits = self.score_head(states[rows, positions.to(states.device)])
         scores = self.config.score_shift + self.config.score_scale * logits.squeeze(-1)
-        loss = None if labels is None else self._loss(scores, labels.to(scores.device))
+        loss = None if labels is None else self._loss(scores, labels.to(scores.device).reshape(-1))
         return XacleScorerOutput(
             loss=loss,
             logits=logits,
@@ -463,12 +473,7 @@ class XacleForAlignmentScoring(XaclePreTrainedModel):
         if not self.training and len(scores) == 1:
             logger.warning_once("the ListNet loss of a batch of one says nothing: NaN is returned")
             return torch.full((), torch.nan, device=scores.device)
-        return listnet_loss(
-            (scores - RATING_CENTER) / RATING_HALF_RANGE,
-            (labels.reshape(-1).float() - RATING_CENTER) / RATING_HALF_RANGE,
-            self.config.listnet_temperature,
-            self.config.listnet_prediction_temperature,
-        )
+        return alignment_loss(scores, labels, self.config)
 
 
 class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
@@ -575,6 +580,7 @@ __all__ = [
     "XacleModel",
     "XaclePreTrainedModel",
     "XacleScorerOutput",
+    "alignment_loss",
     "listnet_loss",
     "spec_augment",
 ]

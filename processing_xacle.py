@@ -52,15 +52,16 @@ MIN_SAMPLES = FRAME_LENGTH + 15 * HOP_LENGTH  # 16 frames = one patch of BEATs
 # --- Sound -> waveform ---------------------------------------------------------------------------------------------------
 
 
-def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
-    """Any sound -> mono float32 waveform `[samples]` at 16 kHz, in [-1, 1].
+def load_waveform(audio, sampling_rate: int | None = None, target_rate: int = SAMPLING_RATE) -> np.ndarray:
+    """Any sound -> mono float32 waveform `[samples]` at `target_rate`, in [-1, 1].
 
     Args:
         audio: A path, an `http(s)://` URL, a `data:` URI, an audio file's bytes or the open file, a dict of `datasets`
             (`{"array", "sampling_rate"}`, `{"bytes"}` or `{"path"}`), or an array, tensor or list of samples. Arrays may be
             `[samples]`, `[channels, samples]` or `[samples, channels]` (the shorter axis is the channels); integer
             arrays are scaled by their type's range. Files may be wav, flac, ogg, mp3 and whatever else libsndfile reads.
-        sampling_rate: The rate of an array, in Hz; 16 kHz is assumed, with a warning, if it is missing.
+        sampling_rate: The rate of an array, in Hz; `target_rate` is assumed, with a warning, if it is missing.
+        target_rate: The rate to return, in Hz: 16 kHz, which BEATs works at, unless told otherwise.
 
     Raises:
         FileNotFoundError: if a path does not exist.
@@ -69,11 +70,11 @@ def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
     """
     if isinstance(audio, dict):
         if audio.get("array") is not None:
-            return load_waveform(audio["array"], audio.get("sampling_rate") or sampling_rate)
+            return load_waveform(audio["array"], audio.get("sampling_rate") or sampling_rate, target_rate)
         if audio.get("bytes") is not None:
-            return load_waveform(audio["bytes"])
+            return load_waveform(audio["bytes"], target_rate=target_rate)
         if audio.get("path") is not None:
-            return load_waveform(audio["path"])
+            return load_waveform(audio["path"], target_rate=target_rate)
         raise ValueError(f"an audio dict needs 'array', 'bytes' or 'path', got the keys {sorted(audio)}")
     if hasattr(audio, "read"):
         if audio.seekable():
@@ -95,7 +96,7 @@ def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
         name, samples = "the audio array", audio
     else:
         raise TypeError(f"audio must be a path, URL, bytes, dict, array or tensor, got {type(audio).__name__}")
-    waveform = _resample(_to_mono(samples, name), sampling_rate)
+    waveform = _resample(_to_mono(samples, name), sampling_rate, target_rate)
     if waveform.size == 0:
         raise ValueError(f"{name} holds no samples")
     if not np.isfinite(waveform).all():
@@ -202,20 +203,20 @@ def _to_mono(samples, name: str) -> np.ndarray:
     return waveform
 
 
-def _resample(waveform: np.ndarray, sampling_rate: int | None) -> np.ndarray:
-    """To 16 kHz, as `transformers.audio_utils.load_audio` does (and librosa)."""
+def _resample(waveform: np.ndarray, sampling_rate: int | None, target_rate: int) -> np.ndarray:
+    """To `target_rate`, as `transformers.audio_utils.load_audio` does (and librosa)."""
     if sampling_rate is None:
         logger.warning_once(
-            f"an audio array came without `sampling_rate`: {SAMPLING_RATE} Hz is assumed. Pass it, since a wrong rate "
+            f"an audio array came without `sampling_rate`: {target_rate} Hz is assumed. Pass it, since a wrong rate "
             "gives a wrong score without any error"
         )
     elif not isinstance(sampling_rate, Real) or not MIN_RATE <= sampling_rate <= MAX_RATE:
         raise ValueError(f"the sampling rate must be between {MIN_RATE} and {MAX_RATE} Hz, got {sampling_rate!r}")
-    elif sampling_rate != SAMPLING_RATE and waveform.size:
+    elif sampling_rate != target_rate and waveform.size:
         if not is_soxr_available():
             raise ImportError("resampling needs soxr: `pip install soxr`")
-        length = math.ceil(len(waveform) * SAMPLING_RATE / sampling_rate)
-        waveform = soxr.resample(waveform, sampling_rate, SAMPLING_RATE, quality="soxr_hq")[:length]
+        length = math.ceil(len(waveform) * target_rate / sampling_rate)
+        waveform = soxr.resample(waveform, sampling_rate, target_rate, quality="soxr_hq")[:length]
         waveform = np.pad(waveform, (0, length - len(waveform)))
     return np.ascontiguousarray(waveform, dtype=np.float32)
 

@@ -6,6 +6,7 @@ In: CSV or JSONL with `wav_file_name` and `text`. Out: `wav_file_name` and `pred
 import csv
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -39,16 +40,16 @@ class Problem:
 
 
 class TableError(ValueError):
-    """A table with rows that cannot be scored; lists them all, up to `MAX_SHOWN`."""
+    """A table with rows that cannot be used; lists them all, up to `MAX_SHOWN`."""
 
     MAX_SHOWN = 20
 
-    def __init__(self, table: Path, problems: list[Problem], advice: str):
+    def __init__(self, table: Path | str, problems: list[Problem], advice: str, use: str = "scored"):
         self.problems = problems
         lines = [f"{table}, line {problem.line}: {problem.reason}" for problem in problems[: self.MAX_SHOWN]]
         if len(problems) > self.MAX_SHOWN:
             lines.append(f"... and {len(problems) - self.MAX_SHOWN} more")
-        super().__init__("\n".join([f"rows that cannot be scored: {len(problems)}", *lines, advice]))
+        super().__init__("\n".join([f"rows that cannot be {use}: {len(problems)}", *lines, advice]))
 
 
 def check_suffix(path: Path) -> None:
@@ -57,36 +58,41 @@ def check_suffix(path: Path) -> None:
         raise ValueError(f"'{path}' must end in .csv or .jsonl")
 
 
-def read_rows(table: Path) -> list[tuple[int, dict]]:
-    """CSV (with a header) or JSONL -> `(line number, row)`. Fields beyond a CSV's header stand under the key `None`.
+def stream_rows(table: Path) -> Iterator[tuple[int, dict]]:
+    """CSV (with a header) or JSONL -> `(line number, row)`, one by one. Fields beyond a CSV's header stand under `None`.
 
     Raises:
         FileNotFoundError: if there is no such table.
-        ValueError: if it is empty, in another format, or a line cannot be parsed.
+        ValueError: if it is in another format, or a line cannot be parsed.
     """
     if not table.is_file():
         raise FileNotFoundError(f"no table at '{table}'")
     check_suffix(table)
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = _read_csv(file, table) if table.suffix.lower() == ".csv" else _read_jsonl(file, table)
+            yield from _stream_csv(file, table) if table.suffix.lower() == ".csv" else _stream_jsonl(file, table)
     except UnicodeDecodeError as error:
         raise ValueError(f"'{table}' is not UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def read_rows(table: Path) -> list[tuple[int, dict]]:
+    """All of [`stream_rows`]; `ValueError` if there are none."""
+    rows = list(stream_rows(table))
     if not rows:
         raise ValueError(f"'{table}' has no rows")
     return rows
 
 
-def _read_csv(file: TextIO, table: Path) -> list[tuple[int, dict]]:
+def _stream_csv(file: TextIO, table: Path) -> Iterator[tuple[int, dict]]:
     reader = csv.DictReader(file, strict=True)
     try:
-        return [(reader.line_num, row) for row in reader]
+        for row in reader:
+            yield reader.line_num, row
     except csv.Error as error:
         raise ValueError(f"'{table}', after line {reader.line_num}: {error}; is a quote opened and never closed?") from error
 
 
-def _read_jsonl(file: TextIO, table: Path) -> list[tuple[int, dict]]:
-    rows = []
+def _stream_jsonl(file: TextIO, table: Path) -> Iterator[tuple[int, dict]]:
     for line, text in enumerate(file, start=1):
         if not text.strip():
             continue
@@ -98,8 +104,7 @@ def _read_jsonl(file: TextIO, table: Path) -> list[tuple[int, dict]]:
             ) from error
         if not isinstance(row, dict):
             raise ValueError(f'\'{table}\', line {line}: expected an object like {{"wav_file_name": ..., "text": ...}}')
-        rows.append((line, row))
-    return rows
+        yield line, row
 
 
 def column_of(rows: list[tuple[int, dict]], names: tuple[str, ...], table: Path) -> str:
@@ -156,30 +161,40 @@ def read_pairs(table: Path, audio_dir: Path) -> tuple[list[Pair], list[Problem]]
     column_of(rows, ("text",), table)
     pairs, problems, checked = [], [], {}
     for line, row in rows:
-        name, text = row.get(file_column), row.get("text")
-        reason, audio = None, None
-        if None in row:
-            fields = len(row) - 1
-            reason = f"{fields + len(row[None])} fields where the header has {fields}; put texts with commas in quotes"
-        elif name in (None, "") or text is None or (isinstance(text, str) and not text.strip()):
-            reason = f"no {file_column}" if name in (None, "") else f"no caption for '{name}'; fill in the text column"
-        elif not isinstance(name, str) or not isinstance(text, str):
-            reason = f"{file_column} and text must be strings, got {name!r} and {text!r}"
-        elif not is_unicode(name + text):
-            reason = f"{file_column} or text is no valid Unicode (it holds lone surrogates)"
-        else:
-            audio = name if name.startswith(("http://", "https://")) else audio_dir / name
+        reason = pair_problem(row, file_column)
+        if reason is None:
+            audio = locate_audio(row[file_column], audio_dir)
             if audio not in checked:
-                checked[audio] = _header_problem(audio)
+                checked[audio] = header_problem(audio)
             reason = checked[audio]
         if reason is None:
-            pairs.append(Pair(line, name, text, audio, row))
+            pairs.append(Pair(line, row[file_column], row["text"], audio, row))
         else:
             problems.append(Problem(line, reason, row))
     return pairs, problems
 
 
-def _header_problem(audio: str | Path) -> str | None:
+def pair_problem(row: dict, file_column: str) -> str | None:
+    """Why a row's file name or caption cannot be used; `None` if they can."""
+    name, text = row.get(file_column), row.get("text")
+    if None in row:
+        fields = len(row) - 1
+        return f"{fields + len(row[None])} fields where the header has {fields}; put texts with commas in quotes"
+    if name in (None, "") or text is None or (isinstance(text, str) and not text.strip()):
+        return f"no {file_column}" if name in (None, "") else f"no caption for '{name}'; fill in the text column"
+    if not isinstance(name, str) or not isinstance(text, str):
+        return f"{file_column} and text must be strings, got {name!r} and {text!r}"
+    if not is_unicode(name + text):
+        return f"{file_column} or text is no valid Unicode (it holds lone surrogates)"
+    return None
+
+
+def locate_audio(name: str, audio_dir: Path) -> str | Path:
+    """Where a table's file is: http(s) URLs as they are, other names under `audio_dir` unless absolute."""
+    return name if name.startswith(("http://", "https://")) else audio_dir / name
+
+
+def header_problem(audio: str | Path) -> str | None:
     """What the header of an audio file tells about why it cannot be scored; `None` if it looks fine, and for URLs."""
     if isinstance(audio, str):
         return None

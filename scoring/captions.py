@@ -1,0 +1,106 @@
+"""Captions from a captioner (stage 1), and what they tell about a pair: how close they are to the text that was given."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from xacle.modeling_xacle import RATING_CENTER, RATING_HALF_RANGE, XacleForConditionalGeneration
+from xacle.processing_xacle import XacleProcessor, load_waveform
+from xacle.scoring.scorer import check_model_folder, usable_device
+from xacle.scoring.tables import TableError, read_pairs, shortest
+
+SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+MAX_NEW_TOKENS = 64
+
+
+def load_captioner(model: str, device: str | None = None) -> tuple[XacleForConditionalGeneration, XacleProcessor]:
+    """A captioner's folder or Hub id -> model and processor.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such model, or it lacks weights.
+    """
+    device = usable_device(device)
+    check_model_folder(model)
+    network, loaded = XacleForConditionalGeneration.from_pretrained(model, dtype="float32", output_loading_info=True)
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(f"'{model}' lacks {', '.join(missing[:5])}: its captions would be random")
+    return network.to(device).eval(), XacleProcessor.from_pretrained(model)
+
+
+@torch.no_grad()
+def generate_captions(model, processor: XacleProcessor, audio: list, batch_size: int = 16) -> list[str]:
+    """Greedy captions of sounds (whatever `load_waveform` takes; the first 10 s), one each, in their order."""
+    training = model.training
+    model.eval()
+    captions = []
+    for start in tqdm(range(0, len(audio), batch_size), desc="captioning", unit="batch", delay=2):
+        waveforms = [
+            load_waveform(item)[: processor.feature_extractor.max_samples] for item in audio[start : start + batch_size]
+        ]
+        inputs = processor(audio=waveforms, sampling_rate=processor.feature_extractor.sampling_rate).to(model.device)
+        tokens = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        written = tokens[:, inputs["input_ids"].shape[1] :]
+        captions += [caption.strip() for caption in processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
+    model.train(training)
+    return captions
+
+
+def caption_scores(captions: list[str], texts: list[str], sentence_model: str = SENTENCE_MODEL, device=None) -> np.ndarray:
+    """The paper's way to score with a captioner: cosine of the sentence embeddings of its caption and of the given text.
+
+    Args:
+        captions, texts: `[pairs]`.
+        sentence_model: Any sentence-transformers model, by folder or Hub id.
+
+    Returns:
+        `[pairs]`, cosines put on the scale of ratings: `5 + 5 * cosine`.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(sentence_model, device=None if device is None else str(device))
+    distinct = list(dict.fromkeys([*captions, *texts]))
+    embeddings = dict(zip(distinct, encoder.encode(distinct, normalize_embeddings=True), strict=True))
+    cosines = [embeddings[caption] @ embeddings[text] for caption, text in zip(captions, texts, strict=True)]
+    return RATING_CENTER + RATING_HALF_RANGE * np.array(cosines, dtype=np.float32)
+
+
+def write_captions(output: Path, names: list[str], texts: list[str], captions: list[str], scores: np.ndarray) -> None:
+    """Write `wav_file_name,text,caption,pred_score`, a row a pair; `xacle evaluate` reads it."""
+    with output.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["wav_file_name", "text", "caption", "pred_score"])
+        for name, text, caption, score in zip(names, texts, captions, scores, strict=True):
+            writer.writerow([name, text, caption, shortest(score)])
+
+
+def caption_table(
+    model: str,
+    table: Path,
+    audio_dir: Path,
+    output: Path,
+    sentence_model: str = SENTENCE_MODEL,
+    batch_size: int = 16,
+    device: str | None = None,
+) -> int:
+    """Caption every clip of a table of pairs, score the captions against the texts, write both; returns how many pairs.
+
+    Raises:
+        TableError: if any row cannot be used; nothing is written then.
+    """
+    if output.suffix.lower() != ".csv":
+        raise ValueError(f"'{output}' must end in .csv")
+    if output.resolve() == table.resolve():
+        raise ValueError(f"'{output}' would overwrite the input; choose another --output")
+    pairs, problems = read_pairs(table, audio_dir)
+    if problems:
+        raise TableError(table, problems, "nothing was captioned; mend them", use="captioned")
+    network, processor = load_captioner(model, device)
+    clips = {pair.audio: pair.audio for pair in pairs}
+    captions = dict(zip(clips, generate_captions(network, processor, list(clips), batch_size), strict=True))
+    written, texts = [captions[pair.audio] for pair in pairs], [pair.text for pair in pairs]
+    scores = caption_scores(written, texts, sentence_model, network.device)
+    write_captions(output, [pair.wav_file_name for pair in pairs], texts, written, scores)
+    return len(pairs)

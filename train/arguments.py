@@ -1,0 +1,139 @@
+"""What a training script is told: the stage's own defaults <- `--config FILE.yaml` <- the command line."""
+
+import dataclasses
+import difflib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass
+class ModelArguments:
+    """The model to train, and which of its parts."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a Xacle model to go on from, of whatever stage."}
+    )
+    audio_encoder: str | None = field(
+        default=None, metadata={"help": "Without model_name_or_path: BEATs, as written by `xacle convert beats`."}
+    )
+    language_model: str | None = field(
+        default=None, metadata={"help": "Without model_name_or_path: the language model, e.g. Qwen/Qwen2.5-0.5B-Instruct."}
+    )
+    model_config: str | None = field(
+        default=None,
+        metadata={"help": 'Fields of XacleConfig to set, as JSON or as a mapping in YAML: \'{"projector_type": "qformer"}\'.'},
+    )
+    freeze_audio_encoder: bool = field(default=True, metadata={"help": "Leave BEATs as it is, as the paper does."})
+    freeze_language_model: bool = field(default=False, metadata={"help": "Leave the language model as it is."})
+    freeze_token_embeddings: bool = field(
+        default=False, metadata={"help": "Leave the token embeddings as they are: much cheaper optimiser steps."}
+    )
+    lora_r: int = field(default=0, metadata={"help": "Rank of LoRA adapters in the language model; 0 trains it whole."})
+    lora_alpha: int | None = field(default=None, metadata={"help": "LoRA's alpha; twice the rank by default."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout in front of the adapters."})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        metadata={"help": "The language model's linear layers that get adapters."},
+    )
+    lora_output: str = field(
+        default="merged",
+        metadata={"help": "merged: a normal model folder. adapter: the adapter alone.", "choices": ["merged", "adapter"]},
+    )
+
+
+@dataclass
+class DataArguments:
+    """The tables to train on and to evaluate with, and how their sounds are kept."""
+
+    train_file: str | None = field(default=None, metadata={"help": "Table of training pairs (.csv, .jsonl, datasets folder)."})
+    validation_file: str | None = field(default=None, metadata={"help": "Table of validation pairs."})
+    audio_dir: str | None = field(default=None, metadata={"help": "Folder of train_file's sounds; the table's own by default."})
+    validation_audio_dir: str | None = field(default=None, metadata={"help": "The same for validation_file."})
+    on_error: str = field(
+        default="stop",
+        metadata={"help": "Rows that cannot be used: stop, or skip and list them in a file.", "choices": ["stop", "skip"]},
+    )
+    allow_overlap: bool = field(default=False, metadata={"help": "Accept clips that are in both tables."})
+    feature_cache: str = field(
+        default="feature_cache", metadata={"help": "Folder for the encoder's outputs, shared by all runs; 'none' for no cache."}
+    )
+    feature_cache_dtype: str = field(
+        default="float32",
+        metadata={"help": "float16 takes half the disk; scores then differ by about 1e-4.", "choices": ["float32", "float16"]},
+    )
+
+
+@dataclass
+class ListenerArguments:
+    """What to do with single listeners' ratings (SPO-CLAPScore)."""
+
+    listener_screening: float | None = field(
+        default=None, metadata={"help": "Drop ratings that no other listener of the pair comes so close to (SPO: 5)."}
+    )
+    listener_standardization: bool = field(
+        default=False, metadata={"help": "Take out each training listener's own mean and spread."}
+    )
+
+
+@dataclass
+class RankingArguments:
+    """The list-wise loss and the augmentation of stages 2 and 3."""
+
+    listnet_temperature: float | None = field(default=None, metadata={"help": "Temperature of the targets (paper: 1)."})
+    listnet_prediction_temperature: float | None = field(
+        default=None, metadata={"help": "Temperature of the predictions; the targets' by default."}
+    )
+    freq_mask_width: int = field(default=0, metadata={"help": "SpecAugment: mel bins (paper, stage 3: 15)."})
+    time_mask_width: int = field(default=0, metadata={"help": "SpecAugment: frames (paper, stage 3: 30)."})
+
+
+def parse_arguments(argv: list[str] | None, stage_config: Path, *kinds: type) -> tuple:
+    """
+    Args:
+        argv: The command line after the command; the process' own if `None`. `--config FILE.yaml` may be among it.
+        stage_config: The stage's defaults.
+        kinds: Dataclasses to fill; `TrainingArguments` is added to them.
+
+    Returns:
+        An instance of each of `kinds`, and the `TrainingArguments`.
+
+    Raises:
+        ValueError, FileNotFoundError: for a config that cannot be read or has unknown fields.
+        SystemExit: for arguments that argparse refuses, and after `--help`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser([*kinds, TrainingArguments], allow_abbrev=False)
+    parser.add_argument("--config", type=Path, help="YAML file with any of these arguments; the command line wins.")
+    known = {field.name for kind in (*kinds, TrainingArguments) for field in dataclasses.fields(kind) if field.init}
+    parser.set_defaults(**_read_config(stage_config, known))
+    config = HfArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config", type=Path)
+    chosen = config.parse_known_args(argv)[0].config
+    if chosen is not None:
+        parser.set_defaults(**_read_config(chosen, known))
+    *parsed, _ = parser.parse_args_into_dataclasses(argv)
+    return tuple(parsed)
+
+
+def _read_config(file: Path, known: set[str]) -> dict:
+    if not file.is_file():
+        raise FileNotFoundError(f"no config at '{file}'")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"'{file}' is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"'{file}' must hold `argument: value` lines")
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            raise ValueError(
+                f"'{file}' sets '{name}', which is no argument" + (f"; did you mean '{close[0]}'?" if close else "")
+            )
+    return values

@@ -1,0 +1,140 @@
+"""The model a stage trains: loaded, or put together from BEATs and a language model; frozen in parts; with LoRA."""
+
+import json
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from xacle.configuration_xacle import XacleConfig
+from xacle.modeling_beats import BeatsModel
+from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
+from xacle.scoring.scorer import check_model_folder
+from xacle.train.arguments import ModelArguments
+
+logger = logging.get_logger(__name__)
+
+SPECIAL_TOKENS = {
+    "audio_start_token_id": "<|AUDIO_START|>",
+    "audio_end_token_id": "<|AUDIO_END|>",
+    "score_token_id": "<|SCORE|>",
+    "audio_token_id": "<|AUDIO|>",
+}
+
+
+def build_model(
+    model_class: type[PreTrainedModel], arguments: ModelArguments, **fields
+) -> tuple[PreTrainedModel, XacleProcessor]:
+    """The model `arguments` ask for, as `model_class`, and its processor. A head that `model_class` adds starts at random.
+
+    Args:
+        fields: Of the configuration, to set; `arguments.model_config` wins.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such model, or it lacks weights other than a new head's.
+    """
+    fields = {**fields, "freeze_audio_encoder": arguments.freeze_audio_encoder, **_config_fields(arguments.model_config)}
+    if arguments.model_name_or_path is None:
+        if arguments.audio_encoder is None or arguments.language_model is None:
+            raise ValueError(
+                "pass --model_name_or_path, or --audio_encoder and --language_model to put a new model together "
+                "(BEATs from `xacle convert beats`, Qwen/Qwen2.5-0.5B-Instruct)"
+            )
+        model, processor = assemble(model_class, arguments.audio_encoder, arguments.language_model, **fields)
+    else:
+        if arguments.audio_encoder is not None:
+            raise ValueError("--audio_encoder belongs to a new model: it cannot be combined with --model_name_or_path")
+        model, processor = _load(model_class, arguments.model_name_or_path, fields)
+    language_model = model.base_model.language_model
+    if arguments.freeze_language_model:
+        language_model.requires_grad_(False)
+    if arguments.freeze_token_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+    return model, processor
+
+
+def _config_fields(given: str | dict | None) -> dict:
+    if given is None or isinstance(given, dict):
+        return given or {}
+    try:
+        fields = json.loads(given)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--model_config must be JSON such as '{{\"projector_depth\": 2}}': {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"--model_config must be a JSON object, got {given}")
+    return fields
+
+
+def _load(model_class, name: str, fields: dict) -> tuple[PreTrainedModel, XacleProcessor]:
+    check_model_folder(name)
+    config = XacleConfig.from_pretrained(name)
+    if unknown := [field for field in fields if not hasattr(config, field)]:
+        raise ValueError(f"XacleConfig has no field {', '.join(unknown)}")
+    config = XacleConfig.from_dict({**config.to_dict(), **fields})
+    model, loaded = model_class.from_pretrained(name, config=config, dtype="float32", output_loading_info=True)
+    if missing := [key for key in sorted(loaded["missing_keys"]) if not key.startswith(("score_head.", "lm_head."))]:
+        raise ValueError(f"'{name}' lacks {', '.join(missing)}")
+    if loaded["missing_keys"]:
+        logger.info(f"a new head: {', '.join(sorted(loaded['missing_keys']))}")
+    return model, XacleProcessor.from_pretrained(name)
+
+
+def assemble(
+    model_class: type[PreTrainedModel], audio_encoder: str, language_model: str, **fields
+) -> tuple[PreTrainedModel, XacleProcessor]:
+    """A new model around a BEATs encoder and a language model; projector and head start at random.
+
+    Args:
+        audio_encoder: Folder or Hub id of a [`BeatsModel`], with or without a classifier.
+        language_model: Folder or Hub id of a decoder with its tokenizer.
+        fields: Of the configuration, other than the parts' own.
+    """
+    if Path(audio_encoder).is_file():
+        raise ValueError(f"'{audio_encoder}' is a file: convert it first, `xacle convert beats {audio_encoder} beats`")
+    encoder, loaded = BeatsModel.from_pretrained(audio_encoder, dtype="float32", output_loading_info=True)
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(f"'{audio_encoder}' is no BEATs encoder, it lacks {', '.join(missing[:5])}")
+    decoder = AutoModel.from_pretrained(language_model, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": list(SPECIAL_TOKENS.values())}, replace_extra_special_tokens=False
+    )
+    if len(tokenizer) > decoder.config.vocab_size:  # Qwen's table has rows to spare
+        decoder.resize_token_embeddings(len(tokenizer))
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(decoder.config, name, getattr(tokenizer, name))
+    processor = XacleProcessor(
+        XacleFeatureExtractor(), tokenizer, num_audio_tokens=fields.get("num_audio_tokens", XacleConfig.num_audio_tokens)
+    )
+    config = XacleConfig(
+        audio_config=encoder.config,
+        text_config=AutoConfig.for_model(**decoder.config.to_dict()),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **{name: getattr(processor, name) for name in SPECIAL_TOKENS},
+        **fields,
+    )
+    model = model_class(config)
+    model.base_model.audio_tower.load_state_dict(encoder.state_dict())
+    model.base_model.language_model.load_state_dict(decoder.state_dict())
+    return model, processor
+
+
+def add_lora(model: PreTrainedModel, arguments: ModelArguments):
+    """Wrap the model in a `PeftModel`: adapters in the language model; projector, head and special-token rows trained whole."""
+    from peft import LoraConfig, get_peft_model
+
+    embeddings = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    config = LoraConfig(
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha or 2 * arguments.lora_r,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=rf".*language_model\..*\.({'|'.join(arguments.lora_target_modules)})",
+        modules_to_save=[name for name in ("multi_modal_projector", "score_head") if _has_module(model, name)],
+        trainable_token_indices={embeddings: [getattr(model.config, name) for name in SPECIAL_TOKENS]},
+    )
+    return get_peft_model(model, config)
+
+
+def _has_module(model: PreTrainedModel, name: str) -> bool:
+    return any(path.split(".")[-1] == name for path, _ in model.named_modules())

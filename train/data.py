@@ -1,0 +1,252 @@
+"""Tables to train on: read and checked before any work, each clip and each caption held once.
+
+Ratings have `average_score` (or `score` and `listener_id`, see listeners.py), pseudo-labels `clap_score`, captions neither.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from xacle.scoring.tables import (
+    FILE_COLUMNS,
+    Problem,
+    TableError,
+    column_of,
+    header_problem,
+    locate_audio,
+    pair_problem,
+    stream_rows,
+)
+from xacle.train.listeners import ListenerRating, pair_ratings
+
+AVERAGE_COLUMNS = ("average_score", "average_semantic_alignement_score")  # the challenge's files, its README's spelling
+LISTENER_COLUMNS = ("score",)
+PSEUDO_LABEL_COLUMNS = ("clap_score",)
+LABEL_COLUMNS = {
+    "rating": AVERAGE_COLUMNS + LISTENER_COLUMNS,
+    "pseudo_label": PSEUDO_LABEL_COLUMNS,
+    "caption": (),
+    "any": AVERAGE_COLUMNS + LISTENER_COLUMNS + PSEUDO_LABEL_COLUMNS,
+}
+RATING_CENTER = RATING_HALF_RANGE = 5.0  # ratings run from 0 to 10; a cosine of -1 counts as 0, one of 1 as 10
+
+
+@dataclass
+class PairTable:
+    """
+    Pairs of a clip and a caption, with labels.
+
+    Args:
+        source: The table's name, for messages.
+        clips: Names of the distinct clips, as the table spells them.
+        audio: For each, what `load_waveform` takes: a path, URL, bytes or `datasets` dict.
+        captions: The distinct captions.
+        clip_index, caption_index: `[pairs]` int32, into `clips` and `captions`.
+        labels: `[pairs]` float32 on the 0-10 scale; `None` for captions.
+        problems: Rows that were left out (`on_error="skip"`).
+    """
+
+    source: str
+    clips: list[str]
+    audio: list
+    captions: list[str]
+    clip_index: np.ndarray
+    caption_index: np.ndarray
+    labels: np.ndarray | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.clip_index)
+
+    @property
+    def used_audio(self) -> dict[int, object]:
+        """The sounds that pairs refer to, by the clip's index."""
+        return {int(clip): self.audio[clip] for clip in np.unique(self.clip_index)}
+
+    def take(self, pairs: np.ndarray) -> "PairTable":
+        """The table of some pairs, by index or mask; clips and captions keep their numbers."""
+        labels = None if self.labels is None else self.labels[pairs]
+        return replace(self, clip_index=self.clip_index[pairs], caption_index=self.caption_index[pairs], labels=labels)
+
+
+class _Numbering(dict):
+    """Numbers distinct keys in the order they come."""
+
+    def __missing__(self, key):
+        self[key] = len(self)
+        return self[key]
+
+
+def read_table(
+    source,
+    audio_dir: str | Path | None = None,
+    label: str = "rating",
+    on_error: str = "stop",
+    listener_screening: float | None = None,
+    listener_standardization: bool = False,
+    check_audio: bool = True,
+) -> PairTable:
+    """
+    Args:
+        source: A `.csv` or `.jsonl` table, a folder of `datasets.Dataset.save_to_disk`, or a `datasets.Dataset`, with the
+            columns `wav_file_name`, `text` and the label's. A `datasets` source may hold the sounds in a column `audio`.
+        audio_dir: Where the files are; the table's own folder by default.
+        label: `"rating"`, `"pseudo_label"`, `"any"` of the two, or `"caption"`.
+        on_error: `"stop"` raises on the first table with rows that cannot be used, naming them all; `"skip"` leaves those
+            rows out and lists them in `problems`.
+        listener_screening, listener_standardization: See [`pair_ratings`]; for tables of single listeners' ratings.
+        check_audio: Whether to look at every clip's header.
+
+    Raises:
+        TableError: see `on_error`; also if no row can be used.
+        FileNotFoundError, ValueError: if the table itself cannot be read or lacks a column.
+    """
+    if label not in LABEL_COLUMNS:
+        raise ValueError(f"label must be one of {', '.join(LABEL_COLUMNS)}, got {label!r}")
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
+    name, rows, folder = _open_table(source)
+    audio_dir = folder if audio_dir is None else Path(audio_dir)
+    if audio_dir is None:
+        audio_dir = Path()
+    reader = _Reader(name, label, audio_dir, check_audio)
+    for line, row in tqdm(rows, desc=f"reading {Path(name).name}", unit=" rows", delay=2):
+        reader.add(line, row)
+    table = reader.finish(listener_screening, listener_standardization)
+    if table.problems and on_error == "stop":
+        advice = "nothing was trained; mend them, or pass --on_error skip to leave them out"
+        raise TableError(name, table.problems, advice, use="used")
+    if not len(table):
+        raise TableError(name, table.problems, "no row can be used", use="used")
+    return table
+
+
+def _open_table(source) -> tuple[str, Iterator[tuple[int, dict]], Path | None]:
+    """A table's name, its rows with their numbers, and its folder."""
+    if isinstance(source, (str, Path)):
+        source = Path(source)
+        if not source.is_dir():
+            return str(source), stream_rows(source), source.parent
+        from datasets import load_from_disk
+
+        folder, source = source, load_from_disk(str(source))
+        name = str(folder)
+    else:
+        name, folder = "the dataset", None
+    if not hasattr(source, "column_names") or isinstance(source.column_names, dict):
+        raise ValueError(f"{name} must be one `datasets.Dataset` with one split, got a {type(source).__name__}")
+    from datasets import Audio
+
+    for column, feature in source.features.items():
+        if isinstance(feature, Audio):  # decoded here, by soundfile
+            source = source.cast_column(column, Audio(decode=False))
+    return name, enumerate(source, start=1), folder
+
+
+class _Reader:
+    """Collects a table's rows, and everything that is wrong with them."""
+
+    def __init__(self, name: str, label: str, audio_dir: Path, check_audio: bool):
+        self.name, self.label, self.audio_dir, self.check_audio = name, label, audio_dir, check_audio
+        self.file_column = self.label_column = None
+        self.clips, self.captions = _Numbering(), _Numbering()
+        self.audio, self.clip_problems = [], []
+        self.clip_index, self.caption_index, self.labels = [], [], []
+        self.listener_ratings: list[ListenerRating] = []
+        self.first_line: dict[tuple[int, int], int] = {}  # of each rated pair
+        self.problems: list[Problem] = []
+
+    def add(self, line: int, row: dict) -> None:
+        if self.file_column is None:
+            self._find_columns(line, row)
+        value, reason = 0.0, pair_problem(row, self.file_column)
+        if reason is None and self.label_column:
+            value, reason = self._label(row)
+        if reason is None and self._per_listener and row.get("listener_id") in (None, ""):
+            reason = "no listener_id"
+        if reason is None:
+            clip = self._clip(row)
+            reason = self.clip_problems[clip]
+        if reason is None and self.label == "rating":
+            first = self.first_line.setdefault((clip, self.captions[row["text"]]), line)
+            if first != line and not self._per_listener:
+                reason = f"'{row[self.file_column]}' with this caption has a mean rating on line {first} already"
+        if reason is not None:
+            self.problems.append(Problem(line, reason, row))
+        elif self._per_listener:
+            pair = (clip, self.captions[row["text"]])
+            self.listener_ratings.append(ListenerRating(pair, str(row["listener_id"]), value))
+        else:
+            self.clip_index.append(clip)
+            self.caption_index.append(self.captions[row["text"]])
+            self.labels.append(value)
+
+    @property
+    def _per_listener(self) -> bool:
+        return self.label_column in LISTENER_COLUMNS
+
+    def _find_columns(self, line: int, row: dict) -> None:
+        rows = [(line, row)]
+        self.file_column = column_of(rows, FILE_COLUMNS, self.name)
+        column_of(rows, ("text",), self.name)
+        if columns := LABEL_COLUMNS[self.label]:
+            self.label_column = column_of(rows, columns, self.name)
+            self.label = "pseudo_label" if self.label_column in PSEUDO_LABEL_COLUMNS else "rating"
+        if self._per_listener:
+            column_of(rows, ("listener_id",), self.name)
+
+    def _label(self, row: dict) -> tuple[float, str | None]:
+        """The label on the 0-10 scale, and what is wrong with it."""
+        low, high = (-1.0, 1.0) if self.label == "pseudo_label" else (0.0, 10.0)
+        try:
+            value = float(row[self.label_column])
+        except (KeyError, TypeError, ValueError):
+            value = float("nan")
+        if not low <= value <= high:
+            hint = "" if np.isnan(value) else "; rescale the column"
+            shown = row.get(self.label_column)
+            return 0.0, f"{self.label_column} must be a number from {low:g} to {high:g}, got {shown!r}{hint}"
+        return (RATING_CENTER + RATING_HALF_RANGE * value if self.label == "pseudo_label" else value), None
+
+    def _clip(self, row: dict) -> int:
+        clip = self.clips[row[self.file_column]]
+        if clip == len(self.audio):
+            embedded = row.get("audio")
+            if embedded is None:
+                embedded = locate_audio(row[self.file_column], self.audio_dir)
+            self.audio.append(embedded)
+            self.clip_problems.append(header_problem(embedded) if self.check_audio and isinstance(embedded, Path) else None)
+        return clip
+
+    def finish(self, listener_screening: float | None, listener_standardization: bool) -> PairTable:
+        if self.file_column is None:
+            raise ValueError(f"'{self.name}' has no rows")
+        clips, captions = list(self.clips), list(self.captions)
+        if self._per_listener:
+            for pair, mean in pair_ratings(self.listener_ratings, listener_screening, listener_standardization).items():
+                if mean is None:
+                    row = {self.file_column: clips[pair[0]], "text": captions[pair[1]]}
+                    reason = f"no two listeners of this pair agree within {listener_screening:g} points"
+                    self.problems.append(Problem(self.first_line[pair], reason, row))
+                else:
+                    self.clip_index.append(pair[0])
+                    self.caption_index.append(pair[1])
+                    self.labels.append(mean)
+        elif listener_screening is not None or listener_standardization:
+            raise ValueError(
+                f"'{self.name}' holds no single listeners' ratings (score and listener_id): listener screening and "
+                "standardization need them"
+            )
+        return PairTable(
+            source=self.name,
+            clips=clips,
+            audio=self.audio,
+            captions=captions,
+            clip_index=np.array(self.clip_index, dtype=np.int32),
+            caption_index=np.array(self.caption_index, dtype=np.int32),
+            labels=np.array(self.labels, dtype=np.float32) if self.label_column else None,
+            problems=sorted(self.problems, key=lambda problem: problem.line),
+        )

@@ -1,0 +1,110 @@
+"""Stages 2 and 3 are one program: learn to rank pairs by labels, choose the best checkpoint by SRCC."""
+
+from pathlib import Path
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from xacle.modeling_xacle import XacleForAlignmentScoring
+from xacle.scoring.calibration import calibrate
+from xacle.train.arguments import DataArguments, ListenerArguments, ModelArguments, RankingArguments
+from xacle.train.build import add_lora, build_model
+from xacle.train.collate import PairCollator, PairDataset
+from xacle.train.data import PairTable, read_table
+from xacle.train.run import (
+    RunRecord,
+    logger,
+    prepare_features,
+    run_training,
+    save_final,
+    set_up,
+    write_rejected,
+)
+from xacle.train.splits import check_overlap
+from xacle.train.trainer import AlignmentTrainer
+
+
+def train_ranking(
+    stage: str,
+    label: str,
+    model_arguments: ModelArguments,
+    data: DataArguments,
+    ranking: RankingArguments,
+    training: TrainingArguments,
+    listeners: ListenerArguments | None = None,
+) -> dict[str, float]:
+    """Train a scorer on `label`s ("pseudo_label" or "rating"), calibrate it on the validation ratings, save it.
+
+    Returns:
+        The validation metrics of the saved model; empty without validation pairs.
+    """
+    checkpoint = set_up(training, data)
+    train, validation = read_tables(label, data, training, listeners)
+
+    fields = {name: getattr(ranking, name) for name in ("freq_mask_width", "time_mask_width")}
+    for name in ("listnet_temperature", "listnet_prediction_temperature"):
+        if getattr(ranking, name) is not None:
+            fields[name] = getattr(ranking, name)
+    model, processor = build_model(XacleForAlignmentScoring, model_arguments, **fields)
+
+    # States of the encoder serve as long as it is frozen and what it sees is not masked.
+    augmented = ranking.freq_mask_width or ranking.time_mask_width
+    frozen = model.config.freeze_audio_encoder
+    kind = "audio_states" if frozen and not augmented else "fbank"
+    train, features = prepare_features(kind, train, model, processor, data, training)
+    datasets = {"train_dataset": PairDataset(train, features)}
+    if validation is not None:
+        kind = "audio_states" if frozen else "fbank"
+        validation, features = prepare_features(kind, validation, model, processor, data, training)
+        datasets["eval_dataset"] = PairDataset(validation, features)
+    if model_arguments.lora_r:
+        model = add_lora(model, model_arguments)
+
+    collator = PairCollator(processor)
+    trainer = AlignmentTrainer(model=model, args=training, data_collator=collator, processing_class=processor, **datasets)
+    tables = {"train": train, "validation": validation} if validation is not None else {"train": train}
+    arguments = [model_arguments, data, ranking, training, *([listeners] if listeners else [])]
+    record = RunRecord(stage, arguments, tables)
+    run_training(trainer, record, checkpoint)
+
+    metrics = {}
+    if validation is not None:
+        config = trainer.accelerator.unwrap_model(trainer.model).config
+        if label == "rating" and not (model_arguments.lora_r and model_arguments.lora_output == "adapter"):
+            prediction = trainer.predict(datasets["eval_dataset"])
+            try:
+                calibrate(config, prediction.predictions, prediction.label_ids)
+            except ValueError as error:
+                logger.warning(f"not calibrated: {error}")
+        metrics = trainer.evaluate()
+        record.add(validation_metrics=metrics)
+        logger.info("  ".join(f"{name} {metrics[f'eval_{name}']:.4f}" for name in ("SRCC", "LCC", "KTAU", "MSE")))
+    save_final(trainer, record, model_arguments.lora_output)
+    return metrics
+
+
+def read_tables(
+    label: str, data: DataArguments, training: TrainingArguments, listeners: ListenerArguments | None = None
+) -> tuple[PairTable, PairTable | None]:
+    """The training and the validation table, checked against each other; without the latter, nothing is evaluated."""
+    if data.train_file is None:
+        raise ValueError("pass --train_file, the table to train on")
+    options = {} if listeners is None else dict(vars(listeners))
+    train = read_table(data.train_file, data.audio_dir, label, data.on_error, **options)
+    write_rejected(train, training.output_dir, "train")
+    if data.validation_file is None:
+        logger.warning("without --validation_file nothing is evaluated: the last weights are kept, uncalibrated")
+        training.eval_strategy = IntervalStrategy.NO
+        training.do_eval = training.load_best_model_at_end = False
+        if training.save_strategy == SaveStrategy.BEST:
+            training.save_strategy = SaveStrategy.EPOCH
+        return train, None
+    validation_label = "caption" if label == "caption" else "any"
+    audio_dir = data.validation_audio_dir
+    validation = read_table(data.validation_file, audio_dir, validation_label, data.on_error)
+    write_rejected(validation, training.output_dir, "validation")
+    if validation_label == "any" and len(validation) < 2:
+        raise ValueError(f"'{validation.source}' has one usable pair; ranks need at least two")
+    memory = None if data.feature_cache == "none" else Path(data.feature_cache)
+    check_overlap(train, validation, data.allow_overlap, memory)
+    return train, validation

@@ -1,0 +1,108 @@
+"""`AlignmentTrainer` for stages 2 and 3, `CaptioningTrainer` for stage 1."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from torch.distributed.nn.functional import all_gather
+from transformers import EvalPrediction, Trainer
+
+from xacle.modeling_xacle import alignment_loss
+from xacle.scoring.metrics import alignment_metrics
+
+
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """SRCC, LCC, KTAU and MSE of predicted against given ratings."""
+    return alignment_metrics(prediction.predictions, prediction.label_ids)
+
+
+class XacleTrainer(Trainer):
+    """What both trainers share."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {self.args.n_gpu} GPUs, which would split every list among them: start one process a GPU "
+                "(`accelerate launch` or `torchrun --nproc_per_node`), or choose one with CUDA_VISIBLE_DEVICES=0"
+            )
+        rows, batch = len(self.train_dataset or ()), self.args.train_batch_size * self.args.world_size
+        if self.train_dataset is not None and self.args.dataloader_drop_last and rows < batch:
+            raise ValueError(
+                f"{rows} training pairs do not fill one batch of {batch}: lower --per_device_train_batch_size "
+                f"({self.args.per_device_train_batch_size})"
+            )
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        with self._keep_all_rows():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        with self._keep_all_rows():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _keep_all_rows(self):
+        """Trainer applies `dataloader_drop_last` to evaluation as well, which would leave pairs out of the metrics."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+
+class AlignmentTrainer(XacleTrainer):
+    """
+    Learns to rank: ListNet over the global batch, all processes' pairs together.
+
+    The list is `per_device_train_batch_size * processes` pairs. Gradient accumulation averages the losses of several such
+    lists; it does not make them longer. Evaluation reports the metrics and no loss, which would depend on how the
+    validation pairs fall into batches.
+    """
+
+    loss_is_scaled_for_ga = False  # a mean over one list: accumulation divides by the number of lists
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, compute_metrics=compute_metrics, **kwargs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        scores = outputs.scores
+        if self.args.world_size > 1:
+            # DDP averages gradients over processes. Each has the whole list's loss, and the gather's backward sums what all
+            # processes say about a score: the average is the gradient of one process with the whole batch.
+            scores = torch.cat(all_gather(scores.contiguous()))
+            labels = self.accelerator.gather(labels)
+        loss = alignment_loss(scores, labels, self.model.config)
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        labels = inputs.pop("labels", None)
+        _, scores, _ = super().prediction_step(model, inputs, False, ignore_keys)
+        return None, scores, None if labels is None else labels.to(scores.device)
+
+
+class CaptioningTrainer(XacleTrainer):
+    """
+    Learns to caption: next-token loss on the captions.
+
+    Args:
+        evaluate_captions: Called with the model after each evaluation; returns metrics of the captions it writes.
+    """
+
+    def __init__(self, *args, evaluate_captions: Callable[[torch.nn.Module], dict[str, float]] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.evaluate_captions = evaluate_captions
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self.evaluate_captions is not None:
+            model = self.accelerator.unwrap_model(self.model)
+            found = self.evaluate_captions(model) if self.is_world_process_zero() else {}
+            self.accelerator.wait_for_everyone()
+            found = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+            if found:
+                self.log(found)
+            metrics.update(found)
+        return metrics
