@@ -13,6 +13,8 @@ app = typer.Typer(
 )
 convert_app = typer.Typer(no_args_is_help=True, help="Turn released checkpoints into transformers folders.")
 app.add_typer(convert_app, name="convert")
+train_app = typer.Typer(no_args_is_help=True, help="Train: the paper's three stages and their teacher.")
+app.add_typer(train_app, name="train")
 
 
 class Dtype(str, Enum):
@@ -117,6 +119,85 @@ def evaluate(
 
 
 @app.command()
+def caption(
+    model: Annotated[str, typer.Option(help="Folder or Hub id of a captioner (stage 1).")],
+    audio: Annotated[str | None, typer.Option(help="One sound: a file or an http(s) URL.")] = None,
+    input: Annotated[Path | None, typer.Option(help="A table (.csv, .jsonl) with wav_file_name and text.")] = None,
+    audio_dir: Annotated[Path | None, typer.Option(help="Folder of the table's files; by default the table's own.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write wav_file_name, text, caption, pred_score (.csv).")] = None,
+    sentence_model: Annotated[
+        str, typer.Option(help="Any sentence-transformers model.")
+    ] = "sentence-transformers/all-MiniLM-L6-v2",
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips captioned at once.")] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; the best there is by default.")] = None,
+):
+    """Caption one sound, or a table's; pred_score tells how close each caption comes to the table's text."""
+    from xacle.scoring.captions import caption_table, generate_captions, load_captioner
+
+    given = [option is not None for option in (audio, input, output)]
+    if given not in ([True, False, False], [False, True, True]):
+        raise typer.BadParameter("pass either --audio, or --input and --output")
+    if input is None:
+        typer.echo(generate_captions(*load_captioner(model, device), [audio])[0])
+    else:
+        options = (sentence_model, batch_size, device)
+        pairs = caption_table(model, input, audio_dir or input.parent, output, *options)
+        typer.echo(f"{pairs} pairs captioned and scored: {output}", err=True)
+
+
+# The training scripts read their arguments themselves: they are TrainingArguments and the stage's own.
+TRAINING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@train_app.command("captioning", context_settings=TRAINING)
+def train_captioning(context: typer.Context):
+    """Stage 1: learn to caption. `--help` lists all arguments."""
+    from xacle.train.stage1_captioning import main
+
+    main(context.args)
+
+
+@train_app.command("pseudo-labels", context_settings=TRAINING)
+def train_pseudo_labels(context: typer.Context):
+    """Stage 2: learn to rank by a teacher's pseudo-labels. `--help` lists all arguments."""
+    from xacle.train.stage2_pseudo_labels import main
+
+    main(context.args)
+
+
+@train_app.command("ratings", context_settings=TRAINING)
+def train_ratings(context: typer.Context):
+    """Stage 3: learn to rank by human ratings. `--help` lists all arguments."""
+    from xacle.train.stage3_ratings import main
+
+    main(context.args)
+
+
+@train_app.command("teacher", context_settings=TRAINING)
+def train_teacher(context: typer.Context):
+    """Tune a CLAP teacher on human ratings (Human-CLAP). `--help` lists all arguments."""
+    from xacle.train.teacher.human_clap import main
+
+    main(context.args)
+
+
+@app.command()
+def split(
+    table: Annotated[Path, typer.Argument(help="Ratings (.csv, .jsonl).")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for foldN_train and foldN_validation.")],
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
+    by: Annotated[str | None, typer.Option(help="Column whose values stay together; the clip's name by default.")] = None,
+    leave_one_out: Annotated[bool, typer.Option(help="One fold for every value of --by, e.g. model_id.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the random split.")] = 0,
+):
+    """Split ratings for cross-validation: k folds, or leave one system out (--by model_id --leave-one-out)."""
+    from xacle.train.splits import split_table
+
+    for train, validation in split_table(table, output_dir, folds, by, leave_one_out, seed):
+        typer.echo(f"{train}  {validation}")
+
+
+@app.command()
 def ensemble(
     members: Annotated[list[Path], typer.Argument(help="Two or more tables with wav_file_name and pred_score.")],
     output: Annotated[Path, typer.Option(help="Where to write the ensemble's scores (.csv, .jsonl).")],
@@ -153,6 +234,21 @@ def convert_beats(
     from xacle.conversion.beats import convert_beats
 
     typer.echo(f"converted: {convert_beats(file, output)}")
+
+
+@convert_app.command("m2d-clap")
+def convert_m2d_clap(
+    file: Annotated[Path, typer.Argument(help="M2D-CLAP checkpoint (.pth), in the folder it was released in.")],
+    output: Annotated[Path, typer.Argument(help="New folder for the converted teacher.")],
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of the text encoder; the release's by default.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the released folder, if the file is no longer in it.")] = None,
+):
+    """An M2D-CLAP teacher -> a folder that AutoModel loads. Its weights stay under NTT's evaluation licence."""
+    from xacle.conversion.m2d_clap import convert_m2d_clap
+
+    typer.echo(f"converted: {convert_m2d_clap(file, output, text_encoder, name)}")
 
 
 @app.command()

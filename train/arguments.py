@@ -108,7 +108,8 @@ def parse_arguments(argv: list[str] | None, stage_config: Path, *kinds: type) ->
         SystemExit: for arguments that argparse refuses, and after `--help`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser([*kinds, TrainingArguments], allow_abbrev=False)
+    command = f"xacle train {stage_config.stem.replace('_', '-')}"
+    parser = HfArgumentParser([*kinds, TrainingArguments], prog=command, allow_abbrev=False)
     parser.add_argument("--config", type=Path, help="YAML file with any of these arguments; the command line wins.")
     known = {field.name for kind in (*kinds, TrainingArguments) for field in dataclasses.fields(kind) if field.init}
     parser.set_defaults(**_read_config(stage_config, known))
