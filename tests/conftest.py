@@ -1,10 +1,12 @@
 """Shared fixtures: tiny models with random weights for mechanics, golden data for numerics."""
 
+import csv
 import logging
 import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 # Before transformers is imported: no test reaches for a Hub, and remote code of test models goes to a folder of this run.
@@ -12,7 +14,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 MODULES = tempfile.TemporaryDirectory(prefix="xacle-tests-")
 os.environ["HF_MODULES_CACHE"] = MODULES.name
 
+import numpy as np
 import pytest
+import soundfile as sf
 import torch
 
 from xacle.conversion.tmu import convert_tmu
@@ -102,3 +106,57 @@ def run_python(tmp_path):
         return result.stdout
 
     return run
+
+
+@dataclass
+class TrainingTask:
+    """A small learnable task on disk: clips of four kinds of sound, rated high with their caption and low with another."""
+
+    folder: Path
+
+    def arguments(self, output_dir, table="ratings", **options) -> list[str]:
+        """Arguments of a training script: short, on the tiny model, with the task's tables and its cache."""
+        settings = {
+            "model_name_or_path": self.folder / "model",
+            "train_file": self.folder / f"{table}.csv",
+            "validation_file": self.folder / "validation.csv",
+            "audio_dir": self.folder / "wav",
+            "validation_audio_dir": self.folder / "wav",
+            "feature_cache": self.folder / "feature_cache",
+            "feature_cache_dtype": "float32",
+            "output_dir": output_dir,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 3e-3,
+            "num_train_epochs": 2,
+            "logging_steps": 1,
+            "disable_tqdm": "true",
+            "use_cpu": "true",
+            **options,
+        }
+        return [part for name, value in settings.items() if value is not None for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory) -> TrainingTask:
+    folder = tmp_path_factory.mktemp("task")
+    save_tiny_scorer(folder / "model")
+    (folder / "wav").mkdir()
+    names, rng, rows = list(CAPTIONS), np.random.default_rng(0), {"train": [], "validation": []}
+    for index in range(24):
+        kind, other = names[index % 4], names[(index + 1 + index // 4 % 3) % 4]
+        sound = rng.uniform(0.3, 1.0) * make_sound(kind, 2.0) + 0.02 * rng.standard_normal(32000).astype(np.float32)
+        sf.write(folder / "wav" / f"{index}.wav", sound, 16000)
+        role = "train" if index < 16 else "validation"
+        rows[role] += [(f"{index}.wav", CAPTIONS[kind], 9 - index % 2), (f"{index}.wav", CAPTIONS[other], 1 + index % 3)]
+    tables = {
+        "ratings": ("average_score", rows["train"]),
+        "validation": ("average_score", rows["validation"]),
+        "pseudo_labels": ("clap_score", [(name, text, (score - 5) / 5) for name, text, score in rows["train"]]),
+    }
+    for table, (column, table_rows) in tables.items():
+        with (folder / f"{table}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("wav_file_name", "text", column), *table_rows])
+    for role in rows:
+        with (folder / f"{role}_captions.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("wav_file_name", "text"), *[row[:2] for row in rows[role] if row[2] > 5]])
+    return TrainingTask(folder)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
@@ -40,11 +41,15 @@ def build_model(
                 "pass --model_name_or_path, or --audio_encoder and --language_model to put a new model together "
                 "(BEATs from `xacle convert beats`, Qwen/Qwen2.5-0.5B-Instruct)"
             )
-        model, processor = assemble(model_class, arguments.audio_encoder, arguments.language_model, **fields)
-    else:
-        if arguments.audio_encoder is not None:
-            raise ValueError("--audio_encoder belongs to a new model: it cannot be combined with --model_name_or_path")
-        model, processor = _load(model_class, arguments.model_name_or_path, fields)
+    elif arguments.audio_encoder is not None or arguments.language_model is not None:
+        raise ValueError("--audio_encoder and --language_model make a new model: leave out --model_name_or_path or them")
+    try:
+        if arguments.model_name_or_path is None:
+            model, processor = assemble(model_class, arguments.audio_encoder, arguments.language_model, **fields)
+        else:
+            model, processor = _load(model_class, arguments.model_name_or_path, fields)
+    except StrictDataclassError as error:
+        raise ValueError(f"--model_config: {error}") from error
     language_model = model.base_model.language_model
     if arguments.freeze_language_model:
         language_model.requires_grad_(False)

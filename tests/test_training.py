@@ -1,0 +1,379 @@
+"""The three training stages, run as a user runs them, on a tiny model."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy import stats
+from transformers import AutoModel, AutoTokenizer, Qwen2ForCausalLM
+
+from xacle.configuration_xacle import XacleConfig
+from xacle.conversion.beats import convert_beats
+from xacle.modeling_beats import BeatsForAudioClassification
+from xacle.modeling_xacle import XacleForAlignmentScoring, XacleForConditionalGeneration, XacleModel
+from xacle.scoring.calibration import fit_affine
+from xacle.scoring.scorer import Scorer
+from xacle.train import stage1_captioning, stage2_pseudo_labels, stage3_ratings
+from xacle.train.trainer import AlignmentTrainer
+
+GOLDEN = Path(__file__).parent / "golden"
+ALL_STAGES = [
+    pytest.param(stage1_captioning, "train_captions", {"validation_file": None}, id="stage 1"),
+    pytest.param(stage2_pseudo_labels, "pseudo_labels", {}, id="stage 2"),
+    pytest.param(stage3_ratings, "ratings", {}, id="stage 3"),
+]
+
+
+def history(folder):
+    return json.loads((folder / "log_history.json").read_text())
+
+
+def losses(folder):
+    return [entry["loss"] for entry in history(folder) if "loss" in entry]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def stage3(task, tmp_path_factory):
+    """A finished stage 3: its folder and the metrics it returned."""
+    folder = tmp_path_factory.mktemp("stage3") / "run"
+    schedule = {"num_train_epochs": 150, "warmup_steps": 0.1, "learning_rate": 7e-4}
+    checkpoints = {"eval_strategy": "steps", "eval_steps": 50, "save_strategy": "steps", "save_steps": 50}
+    loss = {"listnet_temperature": 0.3, "freq_mask_width": 0, "time_mask_width": 0}
+    return folder, stage3_ratings.main(task.arguments(folder, **schedule, **checkpoints, **loss))
+
+
+# --- Stage 3 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_stage_3_learns_to_rank_new_clips(task, stage3):
+    folder, metrics = stage3
+    assert metrics["eval_SRCC"] > 0.7
+    with (task.folder / "validation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    sounds = [task.folder / "wav" / row["wav_file_name"] for row in rows]
+    scores = Scorer.from_pretrained(folder).score(sounds, [row["text"] for row in rows])
+    ratings = [float(row["average_score"]) for row in rows]
+    assert stats.spearmanr(scores, ratings).statistic == pytest.approx(metrics["eval_SRCC"], abs=1e-6)
+    # Calibrated: on the validation pairs, no affine map fits better than the model's own.
+    assert fit_affine(scores, ratings) == (pytest.approx(1, abs=1e-3), pytest.approx(0, abs=1e-2))
+    assert np.mean((scores - ratings) ** 2) == pytest.approx(metrics["eval_MSE"], rel=1e-4)
+
+
+def test_the_best_checkpoint_is_the_one_that_is_saved(stage3):
+    folder, metrics = stage3
+    found = [entry["eval_SRCC"] for entry in history(folder) if "eval_SRCC" in entry]
+    assert metrics["eval_SRCC"] == pytest.approx(max(found), abs=1e-6)
+
+
+def test_what_was_run_stands_beside_the_weights(task, stage3):
+    record = json.loads((stage3[0] / "run.json").read_text())
+    assert record["arguments"]["TrainingArguments"]["learning_rate"] == 7e-4
+    assert record["arguments"]["DataArguments"]["train_file"] == str(task.folder / "ratings.csv")
+    assert record["data"]["train"]["pairs"] == 32 and record["data"]["train"]["checksum"].startswith("sha256:")
+    assert (
+        record["versions"]["torch"] == torch.__version__ and record["validation_metrics"]["eval_SRCC"] == stage3[1]["eval_SRCC"]
+    )
+    checkpoint = max(stage3[0].glob("checkpoint-*"))
+    assert json.loads((checkpoint / "run.json").read_text())["stage"] == "stage 3: ratings"
+
+
+def test_fine_tuning_goes_on_from_a_calibrated_model(task, stage3, tmp_path):
+    metrics = stage3_ratings.main(
+        task.arguments(tmp_path / "run", model_name_or_path=stage3[0], max_steps=2, learning_rate=1e-5)
+    )
+    assert metrics["eval_SRCC"] > 0.6
+
+
+def test_the_first_loss_is_listnet_of_the_models_own_scores(task, tmp_path, processor):
+    arguments = task.arguments(
+        tmp_path / "run", max_steps=1, per_device_train_batch_size=32, freq_mask_width=0, time_mask_width=0
+    )
+    stage3_ratings.main([*arguments, "--model_config", '{"projector_dropout": 0.0}'])
+    with (task.folder / "ratings.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    sounds = [task.folder / "wav" / row["wav_file_name"] for row in rows]
+    scores = Scorer.from_pretrained(task.folder / "model").score(sounds, [row["text"] for row in rows])
+    prediction = (scores.astype(np.float64) - 5) / 5
+    target = np.exp((np.array([float(row["average_score"]) for row in rows]) - 5) / 5)
+    expected = -(target / target.sum() * (prediction - np.log(np.exp(prediction).sum()))).sum()
+    assert losses(tmp_path / "run")[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradient_accumulation_averages_lists_and_does_not_scale_them(task, tmp_path):
+    options = {"max_steps": 1, "freq_mask_width": 0, "time_mask_width": 0, "model_config": '{"projector_dropout": 0.0}'}
+    for name, batch, accumulation in (("one", 8, 1), ("four", 8, 4)):
+        accumulated = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        stage3_ratings.main(task.arguments(tmp_path / name, **options, **accumulated))
+    one, four = (history(tmp_path / name)[0] for name in ("one", "four"))
+    assert one["loss"] == pytest.approx(four["loss"], rel=0.2) and one["loss"] == pytest.approx(np.log(8), rel=0.2)
+    assert four["grad_norm"] < 1.5 * one["grad_norm"]
+
+
+def test_listeners_ratings_can_be_trained_on(task, tmp_path):
+    with (task.folder / "ratings.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = tmp_path / "listeners.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["wav_file_name", "text", "score", "listener_id"])
+        for row in rows:
+            score = float(row["average_score"])
+            writer.writerows([row["wav_file_name"], row["text"], score + change, who] for change, who in ((-1, "x"), (1, "y")))
+    options = {"train_file": table, "listener_screening": 5, "listener_standardization": "true", "num_train_epochs": 1}
+    stage3_ratings.main(task.arguments(tmp_path / "run", **options))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["train"]["pairs"] == 32
+
+
+def test_evaluation_keeps_pairs_that_do_not_fill_a_batch(task, tmp_path, monkeypatch):
+    seen = []
+    predict = AlignmentTrainer.predict
+
+    def spy(self, *args, **kwargs):
+        prediction = predict(self, *args, **kwargs)
+        seen.append(prediction.predictions.shape)
+        return prediction
+
+    monkeypatch.setattr(AlignmentTrainer, "predict", spy)
+    stage3_ratings.main(task.arguments(tmp_path / "run", max_steps=1, per_device_eval_batch_size=5))  # 5 + 5 + 5 + 1
+    assert seen == [(16,)]
+
+
+def test_spec_augment_works_in_training_only(task, tmp_path, monkeypatch):
+    from xacle import modeling_xacle
+
+    calls = []
+    augment = modeling_xacle.spec_augment
+    monkeypatch.setattr(
+        modeling_xacle, "spec_augment", lambda fbank, *widths: calls.append((len(fbank), *widths)) or augment(fbank, *widths)
+    )
+    stage3_ratings.main(task.arguments(tmp_path / "run", max_steps=2))
+    assert len(calls) == 2 and calls[0][1:] == (15, 30)
+    assert XacleConfig.from_pretrained(tmp_path / "run").freq_mask_width == 15
+
+
+# --- All stages ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_stages_build_on_each_other(task, tmp_path):
+    stage1 = task.arguments(tmp_path / "1", "train_captions", validation_file=task.folder / "validation_captions.csv")
+    first = stage1_captioning.main(stage1)
+    assert first["eval_loss"] < history(tmp_path / "1")[0]["loss"]
+    stage2_pseudo_labels.main(task.arguments(tmp_path / "2", "pseudo_labels", model_name_or_path=tmp_path / "1"))
+    stage3_ratings.main(task.arguments(tmp_path / "3", model_name_or_path=tmp_path / "2", max_steps=1, learning_rate=0))
+    first, second, third = (weights(tmp_path / stage) for stage in "123")
+    shared = [name for name in second if not name.startswith("score_head")]
+    assert all(torch.equal(second[name], third[name]) for name in second)  # nothing is lost between the stages
+    trained = [name for name in shared if not torch.equal(first[name], second[name])]
+    assert sorted(shared) == sorted(first) and all("audio_tower" not in name for name in trained) and trained
+    AutoModel.from_pretrained(tmp_path / "3", trust_remote_code=True)
+
+
+@pytest.mark.parametrize(("stage", "table", "options"), ALL_STAGES)
+def test_with_the_cache_the_encoder_does_not_run_and_the_losses_are_the_same(
+    stage, table, options, task, tmp_path, monkeypatch
+):
+    options = {**options, "freq_mask_width": 0, "time_mask_width": 0} if stage is stage3_ratings else options
+    encode, calls = XacleModel.get_audio_states, []
+    monkeypatch.setattr(XacleModel, "get_audio_states", lambda self, fbank: calls.append(len(fbank)) or encode(self, fbank))
+    cache = tmp_path / "cache"
+    stage.main(task.arguments(tmp_path / "a", table, feature_cache=cache, num_train_epochs=1, **options))
+    assert sum(calls) == (16 if options.get("validation_file", "") is None else 24)  # once a clip, before the first step
+    calls.clear()
+    stage.main(task.arguments(tmp_path / "b", table, feature_cache=cache, **options))
+    assert not calls
+    stage.main(task.arguments(tmp_path / "c", table, feature_cache="none", **options))
+    assert calls
+    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "c"), abs=1e-5)
+
+
+def test_a_half_precision_cache_hardly_moves_the_losses(task, tmp_path):
+    for name, dtype in (("exact", "float32"), ("half", "float16")):
+        stage2_pseudo_labels.main(task.arguments(tmp_path / name, "pseudo_labels", feature_cache_dtype=dtype))
+    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "exact"), abs=1e-3)
+
+
+def test_a_model_is_put_together_from_beats_and_a_language_model(task, tmp_path):
+    beats = convert_beats(GOLDEN / "beats_tiny_b.pt", tmp_path / "beats")  # a fine-tuned one, with a classifier
+    language_model = tmp_path / "llm"
+    config = XacleConfig.from_pretrained(task.folder / "model").text_config
+    torch.manual_seed(3)
+    decoder = Qwen2ForCausalLM(config)
+    decoder.save_pretrained(language_model)
+    tokenizer = AutoTokenizer.from_pretrained(task.folder / "model")
+    tokenizer.save_pretrained(language_model)
+    options = {"model_name_or_path": None, "audio_encoder": beats, "language_model": language_model, "max_steps": 1}
+    stage3_ratings.main(task.arguments(tmp_path / "run", feature_cache=tmp_path / "cache", **options))
+    trained = weights(tmp_path / "run")
+    encoder = BeatsForAudioClassification.from_pretrained(beats).beats.state_dict()
+    assert all(torch.equal(trained[f"model.audio_tower.{name}"], tensor) for name, tensor in encoder.items())
+    before = decoder.model.state_dict()["layers.0.mlp.up_proj.weight"]
+    after = trained["model.language_model.layers.0.mlp.up_proj.weight"]
+    assert not torch.equal(after, before) and torch.allclose(after, before, atol=0.01)
+
+
+# --- LoRA and freezing -------------------------------------------------------------------------------------------------------
+
+
+def test_freezing_leaves_the_frozen_weights_as_they_are(task, tmp_path):
+    frozen = {"freeze_language_model": "true", "freeze_audio_encoder": "true"}
+    stage3_ratings.main(task.arguments(tmp_path / "llm", **frozen))
+    stage3_ratings.main(task.arguments(tmp_path / "embeddings", freeze_token_embeddings="true"))
+    stage3_ratings.main(task.arguments(tmp_path / "encoder", freeze_audio_encoder="false", max_steps=2, learning_rate=1e-4))
+    before = weights(task.folder / "model")
+    changed = {
+        run: {name for name, tensor in weights(tmp_path / run).items() if not torch.equal(tensor, before[name])}
+        for run in ("llm", "embeddings", "encoder")
+    }
+    embeddings = "model.language_model.embed_tokens.weight"
+    assert {name.split(".")[0] + "." + name.split(".")[1] for name in changed["llm"]} == {
+        "model.multi_modal_projector",
+        "score_head.out_proj",
+    }
+    assert embeddings not in changed["embeddings"] and any("language_model.layers" in name for name in changed["embeddings"])
+    assert not any("audio_tower" in name for name in changed["embeddings"])
+    assert any("audio_tower" in name for name in changed["encoder"]) and embeddings in changed["encoder"]
+
+
+def test_lora_trains_adapters_and_new_tokens_and_merges_into_a_normal_folder(task, tmp_path):
+    stage3_ratings.main(task.arguments(tmp_path / "run", lora_r=4))
+    before, after = weights(task.folder / "model"), weights(tmp_path / "run")
+    assert before.keys() == after.keys()
+    name = "model.language_model.layers.0.self_attn.q_proj.weight"
+    change = after[name] - before[name]
+    assert 0 < torch.linalg.matrix_rank(change, rtol=1e-3) <= 4
+    config = XacleConfig.from_pretrained(tmp_path / "run")
+    rows = (
+        (after["model.language_model.embed_tokens.weight"] - before["model.language_model.embed_tokens.weight"]).abs().sum(-1)
+    )
+    moved = set(rows.nonzero().flatten().tolist())
+    assert config.score_token_id in moved and moved <= {getattr(config, name) for name in config.special_token_names}
+    assert torch.equal(
+        after["model.audio_tower.encoder.layers.0.fc1.weight"], before["model.audio_tower.encoder.layers.0.fc1.weight"]
+    )
+
+
+def test_an_adapter_alone_loads_onto_its_base(task, tmp_path):
+    from peft import PeftModel
+
+    stage3_ratings.main(task.arguments(tmp_path / "run", lora_r=2, lora_output="adapter"))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    base = XacleForAlignmentScoring.from_pretrained(task.folder / "model")
+    adapted = PeftModel.from_pretrained(base, tmp_path / "run").eval()
+    loaded = AutoModel.from_pretrained(tmp_path / "run", trust_remote_code=True).eval()
+    processor = Scorer.from_pretrained(task.folder / "model").processor
+    inputs = processor(text=["Rain"], audio=np.zeros(16000, np.float32), sampling_rate=16000)
+    with torch.no_grad():
+        scores = [
+            model(**inputs).scores
+            for model in (adapted, loaded, XacleForAlignmentScoring.from_pretrained(task.folder / "model").eval())
+        ]
+    assert torch.allclose(scores[0], scores[1], atol=1e-5) and not torch.allclose(scores[0], scores[2], atol=1e-3)
+
+
+def test_lora_for_captioning_keeps_the_tied_head_tied(task, tmp_path):
+    stage1_captioning.main(task.arguments(tmp_path / "run", "train_captions", validation_file=None, lora_r=2))
+    model = XacleForConditionalGeneration.from_pretrained(tmp_path / "run")
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+# --- What goes wrong -----------------------------------------------------------------------------------------------------
+
+
+def test_a_used_output_folder_is_not_overwritten(task, stage3):
+    with pytest.raises(FileExistsError, match="--resume_from_checkpoint last"):
+        stage3_ratings.main(task.arguments(stage3[0]))
+
+
+def test_resuming_a_finished_run_changes_nothing(task, tmp_path):
+    arguments = task.arguments(tmp_path / "run", num_train_epochs=1)
+    stage3_ratings.main(arguments)
+    before = weights(tmp_path / "run")
+    stage3_ratings.main([*arguments, "--resume_from_checkpoint", "last"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "run").items())
+
+
+def test_without_validation_the_last_weights_are_kept_uncalibrated(task, tmp_path):
+    assert stage3_ratings.main(task.arguments(tmp_path / "run", validation_file=None, num_train_epochs=1)) == {}
+    assert XacleConfig.from_pretrained(tmp_path / "run").score_scale == 5.0
+
+
+def test_rows_that_are_left_out_are_written_down(task, tmp_path):
+    table = tmp_path / "ratings.csv"
+    damaged = task.folder / "wav" / "damaged.wav"
+    damaged.write_bytes((task.folder / "wav" / "0.wav").read_bytes()[:44] + np.full(500, np.nan, "<f4").tobytes())
+    table.write_text((task.folder / "ratings.csv").read_text() + "missing.wav,Rain,5\n")
+    with pytest.raises(ValueError, match=r"line 34: no audio file at .*missing\.wav"):
+        stage3_ratings.main(task.arguments(tmp_path / "run", train_file=table))
+    stage3_ratings.main(task.arguments(tmp_path / "run", train_file=table, on_error="skip", max_steps=1))
+    with (tmp_path / "run" / "rejected_train.csv").open(newline="") as file:
+        rejected = list(csv.DictReader(file))
+    assert [(row["line"], row["wav_file_name"]) for row in rejected] == [("34", "missing.wav")]
+
+
+def test_clips_that_only_fail_in_decoding_are_named_before_training(task, tmp_path):
+    import soundfile as sf
+
+    bad = task.folder / "wav" / "nan.wav"
+    sf.write(bad, np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+    table = tmp_path / "ratings.csv"
+    table.write_text((task.folder / "ratings.csv").read_text() + "nan.wav,Rain,5\n")
+    with pytest.raises(ValueError, match=r"cannot be decoded: 1\n.*nan\.wav.* holds NaN"):
+        stage3_ratings.main(task.arguments(tmp_path / "run", train_file=table))
+    stage3_ratings.main(task.arguments(tmp_path / "run", train_file=table, on_error="skip", max_steps=1))
+    assert "holds NaN" in (tmp_path / "run" / "rejected_ratings_undecodable.csv").read_text()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["train"]["pairs"] == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per_device_train_batch_size": 64}, "32 training pairs do not fill one batch of 64"),
+        ({"per_device_train_batch_size": 1}, "cannot learn from a batch of one"),
+        ({"train_file": None}, "pass --train_file"),
+        ({"model_name_or_path": None}, "pass --model_name_or_path, or --audio_encoder and --language_model"),
+        ({"model_name_or_path": "nowhere/at/all"}, "no model folder at"),
+        ({"model_config": "{broken"}, "must be JSON"),
+        ({"model_config": '{"projector_type": "mlp"}'}, "projector_type"),
+        ({"validation_file": "TRAIN"}, "16 of 16 validation clips are also trained on"),
+        ({"resume_from_checkpoint": "nowhere"}, "no checkpoint at 'nowhere'"),
+    ],
+)
+def test_mistakes_are_told_before_any_training(options, message, task, tmp_path):
+    options = {name: task.folder / "ratings.csv" if value == "TRAIN" else value for name, value in options.items()}
+    with pytest.raises((ValueError, OSError), match=message):
+        stage3_ratings.main(task.arguments(tmp_path / "run", **options))
+
+
+def test_a_config_file_stands_between_the_stages_defaults_and_the_command_line(task, tmp_path):
+    from transformers import TrainingArguments
+
+    from xacle.train.arguments import CONFIGS, DataArguments, RankingArguments, parse_arguments
+
+    config = tmp_path / "mine.yaml"
+    config.write_text("learning_rate: 2.0e-4\nfreq_mask_width: 3\ntrain_file: mine.csv\n")
+    arguments = ["--config", str(config), "--freq_mask_width", "7", "--use_cpu", "true"]
+    data, ranking, training = parse_arguments(arguments, CONFIGS / "ratings.yaml", DataArguments, RankingArguments)
+    assert isinstance(training, TrainingArguments) and training.learning_rate == 2e-4 and data.train_file == "mine.csv"
+    assert (ranking.freq_mask_width, ranking.time_mask_width, training.num_train_epochs) == (7, 30, 150)
+    config.write_text("learningrate: 1\n")
+    with pytest.raises(ValueError, match="sets 'learningrate', which is no argument; did you mean 'learning_rate'"):
+        parse_arguments(["--config", str(config)], CONFIGS / "ratings.yaml", DataArguments, RankingArguments)
+
+
+@pytest.mark.parametrize(
+    ("file", "rate", "epochs"), [("captioning", 1e-5, 3), ("pseudo_labels", 1e-5, 20), ("ratings", 6.2e-6, 150)]
+)
+def test_the_packaged_configs_are_the_papers(file, rate, epochs):
+    from xacle.train.arguments import CONFIGS, DataArguments, RankingArguments, parse_arguments
+
+    *_, training = parse_arguments(["--use_cpu", "true"], CONFIGS / f"{file}.yaml", DataArguments, RankingArguments)
+    assert (training.learning_rate, training.num_train_epochs, training.per_device_train_batch_size) == (rate, epochs, 16)
+    assert "adamw" in training.optim
