@@ -145,6 +145,34 @@ def caption(
         typer.echo(f"{pairs} pairs captioned and scored: {output}", err=True)
 
 
+@app.command("pseudo-label")
+def pseudo_label(
+    teacher: Annotated[str, typer.Option(help="Folder or Hub id of a ClapModel or a converted M2D-CLAP.")],
+    input: Annotated[Path, typer.Option(help="Captions (.csv, .jsonl): wav_file_name and text.")],
+    output: Annotated[Path, typer.Option(help="Where to write wav_file_name, text, clap_score, is_negative (.csv, .jsonl).")],
+    audio_dir: Annotated[Path | None, typer.Option(help="Folder of the table's files; by default the table's own.")] = None,
+    negatives_per_pair: Annotated[float, typer.Option(min=0, help="Mismatched pairs for each true one.")] = 2.9,
+    replace_audio: Annotated[float, typer.Option(min=0, max=1, help="Share of them whose sound is replaced.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of the mismatched pairs.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips or captions embedded at once.")] = 32,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; the best there is by default.")] = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="Rows that cannot be used: stop before any work, or skip and list them in a file.")
+    ] = OnError.stop,
+    feature_cache: Annotated[Path, typer.Option(help="Folder for the embeddings.")] = Path("feature_cache"),
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode files.")] = 0,
+):
+    """Label captioned clips, and mismatched pairs made of them, with a CLAP teacher: the table of stage 2."""
+    from xacle.train.teacher.pseudo_labels import pseudo_label
+
+    negatives = (negatives_per_pair, replace_audio, seed)
+    machine = (batch_size, device, on_error.value, feature_cache, num_workers)
+    written = pseudo_label(teacher, input, output, audio_dir, *negatives, *machine)
+    typer.echo(f"{written.rows} rows, {written.negatives} of them mismatched: {output}", err=True)
+    if written.rejected:
+        typer.echo(f"{written.rejected} rows skipped, listed with reasons in {output}.rejected.csv", err=True)
+
+
 # The training scripts read their arguments themselves: they are TrainingArguments and the stage's own.
 TRAINING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 

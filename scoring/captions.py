@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from xacle.configuration_xacle import XacleConfig
 from xacle.modeling_xacle import RATING_CENTER, RATING_HALF_RANGE, XacleForConditionalGeneration
 from xacle.processing_xacle import XacleProcessor, load_waveform
 from xacle.scoring.scorer import check_model_folder, usable_device
@@ -20,13 +21,16 @@ def load_captioner(model: str, device: str | None = None) -> tuple[XacleForCondi
     """A captioner's folder or Hub id -> model and processor.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such model, or it lacks weights.
+        FileNotFoundError, ValueError: if there is no such model, it lacks weights, or it was trained to score.
     """
     device = usable_device(device)
     check_model_folder(model)
+    trained_as = XacleConfig.from_pretrained(model).architectures or []
     network, loaded = XacleForConditionalGeneration.from_pretrained(model, dtype="float32", output_loading_info=True)
-    if missing := sorted(loaded["missing_keys"]):
-        raise ValueError(f"'{model}' lacks {', '.join(missing[:5])}: its captions would be random")
+    missing = sorted(loaded["missing_keys"])
+    if missing or XacleForConditionalGeneration.__name__ not in trained_as:
+        reason = f"lacks {', '.join(missing[:5])}" if missing else f"is a {', '.join(trained_as)}"
+        raise ValueError(f"'{model}' {reason}: its captions would mean nothing; pass a folder of `xacle train captioning`")
     return network.to(device).eval(), XacleProcessor.from_pretrained(model)
 
 

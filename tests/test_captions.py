@@ -1,0 +1,129 @@
+"""The captioner's own score: captions of sounds, and how close they come to given texts."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from xacle.cli import app
+from xacle.scoring.captions import caption_table, generate_captions, load_captioner
+from xacle.scoring.tables import TableError
+from xacle.train import stage1_captioning
+
+
+@pytest.fixture(scope="module")
+def sentence_model(tmp_path_factory):
+    """A tiny sentence-transformers model with random weights, as a folder."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    folder = tmp_path_factory.mktemp("sentences")
+    torch.manual_seed(0)
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789,.'"]
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *[f"##{x}" for x in letters]]))
+    tokenizer = BertTokenizer(str(vocabulary))
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    BertModel(config).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    words = Transformer(str(folder / "bert"))
+    SentenceTransformer(modules=[words, Pooling(32)]).save(str(folder / "model"))
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def captioner(task, sentence_model, tmp_path_factory):
+    """A stage 1 that has learnt its four captions, its metrics and its folder."""
+    folder = tmp_path_factory.mktemp("captioner") / "run"
+    options = {"validation_file": task.folder / "validation_captions.csv", "num_train_epochs": 60, "learning_rate": 3e-3}
+    options |= {"rating_file": task.folder / "validation.csv", "rating_audio_dir": task.folder / "wav"}
+    checkpoints = {"eval_strategy": "steps", "eval_steps": 60, "save_strategy": "steps", "save_steps": 60}
+    arguments = task.arguments(folder, "train_captions", sentence_model=sentence_model, **options, **checkpoints)
+    return folder, stage1_captioning.main(arguments)
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_captions_name_new_sounds(task, captioner):
+    folder, metrics = captioner
+    rows = rows_of(task.folder / "validation_captions.csv")
+    captions = generate_captions(*load_captioner(folder), [task.folder / "wav" / row["wav_file_name"] for row in rows], 3)
+    right = np.mean([caption == row["text"] for caption, row in zip(captions, rows, strict=True)])
+    assert right >= 0.75  # of four kinds of sound
+    assert metrics["eval_loss"] < 1.0
+
+
+def test_the_stage_1_score_is_the_similarity_of_caption_and_text(task, captioner, sentence_model):
+    from sentence_transformers import SentenceTransformer
+
+    folder, metrics = captioner
+    rows = rows_of(folder / "captions.csv")
+    rated = {
+        (row["wav_file_name"], row["text"]): float(row["average_score"]) for row in rows_of(task.folder / "validation.csv")
+    }
+    assert [(row["wav_file_name"], row["text"]) for row in rows] == list(rated)
+    encoder = SentenceTransformer(str(sentence_model))
+    for row in rows[:3]:
+        first, second = (encoder.encode(row[name]).astype(np.float64) for name in ("caption", "text"))
+        cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+        assert float(row["pred_score"]) == pytest.approx(5 + 5 * cosine, abs=1e-4)
+    assert metrics["eval_caption_SRCC"] > 0.3  # the right caption is as close as can be, whatever the sentence model
+
+
+def test_the_command_captions_a_table_that_evaluate_reads(task, captioner, sentence_model, tmp_path):
+    from typer.testing import CliRunner
+
+    folder, _ = captioner
+    table, output = task.folder / "validation.csv", tmp_path / "captions.csv"
+    options = ["--model", folder, "--audio-dir", task.folder / "wav", "--sentence-model", sentence_model]
+    run = CliRunner().invoke(app, ["caption", *map(str, [*options, "--input", table, "--output", output])])
+    assert run.exit_code == 0, run.output
+    assert output.read_text() == (folder / "captions.csv").read_text()
+    run = CliRunner().invoke(app, ["caption", "--model", str(folder), "--audio", str(task.folder / "wav" / "0.wav")])
+    assert run.stdout.strip() == "A siren rises and falls in pitch"
+
+
+def test_scores_of_the_captioner_can_be_evaluated(task, captioner, tmp_path):
+    from xacle.scoring.evaluate import read_predictions
+
+    # One caption a clip: the file that `xacle evaluate` takes.
+    rows = rows_of(captioner[0] / "captions.csv")[::2]
+    path = tmp_path / "scores.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert len(read_predictions(path)) == len(rows)
+
+
+def test_what_is_no_captioner_is_refused(task, captioner, tmp_path):
+    with pytest.raises(ValueError, match="is a XacleForAlignmentScoring: its captions would mean nothing"):
+        load_captioner(task.folder / "model")
+    table = tmp_path / "table.csv"
+    table.write_text("wav_file_name,text\nmissing.wav,Rain\n")
+    with pytest.raises(TableError, match="rows that cannot be captioned: 1"):
+        caption_table(captioner[0], table, tmp_path, tmp_path / "out.csv")
+    with pytest.raises(ValueError, match="would overwrite the input"):
+        caption_table(captioner[0], table, tmp_path, table)
+
+
+def test_evaluations_leave_no_trace_in_the_training(task, sentence_model, tmp_path):
+    from safetensors.torch import load_file
+
+    rated = {"rating_file": task.folder / "validation.csv", "rating_audio_dir": task.folder / "wav"}
+    for name, options in (("with", {**rated, "sentence_model": sentence_model}), ("without", {})):
+        captions = task.folder / "validation_captions.csv"
+        arguments = task.arguments(tmp_path / name, "train_captions", validation_file=captions, max_steps=4, **options)
+        stage1_captioning.main(arguments)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("with", "without"))
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+    history = json.loads((tmp_path / "with" / "log_history.json").read_text())
+    assert sum("eval_caption_SRCC" in entry for entry in history) >= 2
