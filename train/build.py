@@ -41,6 +41,8 @@ def build_model(
                 "pass --model_name_or_path, or --audio_encoder and --language_model to put a new model together "
                 "(BEATs from `xacle convert beats`, Qwen/Qwen2.5-0.5B-Instruct)"
             )
+        if arguments.lora_r and arguments.lora_output == "adapter":
+            raise ValueError("--lora_output adapter leaves a new model's other weights nowhere: choose merged")
     elif arguments.audio_encoder is not None or arguments.language_model is not None:
         raise ValueError("--audio_encoder and --language_model make a new model: leave out --model_name_or_path or them")
     try:

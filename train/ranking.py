@@ -91,7 +91,7 @@ def read_tables(
         raise ValueError("pass --train_file, the table to train on")
     options = {} if listeners is None else dict(vars(listeners))
     train = read_table(data.train_file, data.audio_dir, label, data.on_error, **options)
-    write_rejected(train, training.output_dir, "train")
+    write_rejected(train, training, "train")
     if data.validation_file is None:
         logger.warning("without --validation_file nothing is evaluated: the last weights are kept, uncalibrated")
         training.eval_strategy = IntervalStrategy.NO
@@ -102,9 +102,9 @@ def read_tables(
     validation_label = "caption" if label == "caption" else "any"
     audio_dir = data.validation_audio_dir
     validation = read_table(data.validation_file, audio_dir, validation_label, data.on_error)
-    write_rejected(validation, training.output_dir, "validation")
+    write_rejected(validation, training, "validation")
     if validation_label == "any" and len(validation) < 2:
         raise ValueError(f"'{validation.source}' has one usable pair; ranks need at least two")
     memory = None if data.feature_cache == "none" else Path(data.feature_cache)
-    check_overlap(train, validation, data.allow_overlap, memory)
+    check_overlap(train, validation, data.allow_overlap, memory, training.process_index)
     return train, validation

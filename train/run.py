@@ -46,10 +46,10 @@ def set_up(training: TrainingArguments, data: DataArguments) -> str | None:
 # --- Tables and features -------------------------------------------------------------------------------------------------
 
 
-def write_rejected(table: PairTable, output_dir: str, name: str) -> None:
+def write_rejected(table: PairTable, training: TrainingArguments, name: str) -> None:
     """Write the rows of a table that were left out to `<output_dir>/rejected_<name>.csv`, and say so."""
-    if table.problems:
-        path = Path(output_dir) / f"rejected_{name}.csv"
+    if table.problems and training.process_index == 0:
+        path = Path(training.output_dir) / f"rejected_{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_problems(path, table.problems)
         logger.warning(f"{len(table.problems)} rows of {table.source} are left out, listed with reasons in {path}")
@@ -91,7 +91,7 @@ def prepare_features(
             raise TableError(table.source, problems, advice, use="decoded") from error
         kept = ~torch.isin(torch.from_numpy(table.clip_index), torch.tensor(list(error.errors))).numpy()
         table = dataclasses.replace(table.take(kept), problems=problems)
-        write_rejected(table, training.output_dir, f"{Path(table.source).stem}_undecodable")
+        write_rejected(table, training, f"{Path(table.source).stem}_undecodable")
         audio = {clip: item for clip, item in audio.items() if clip not in error.errors}
         return table, cache_features(kind, audio, processor, Path(data.feature_cache), **options)
 

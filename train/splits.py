@@ -53,6 +53,8 @@ def split_table(
     rows = read_rows(table)
     column = column_of(rows, (by,) if by else FILE_COLUMNS, table)
     for line, row in rows:
+        if None in row:
+            raise ValueError(f"'{table}', line {line}: more fields than the header has; put texts with commas in quotes")
         if row.get(column) in (None, ""):
             raise ValueError(f"'{table}', line {line}: no {column} to split by")
     groups = [str(row[column]) for _, row in rows]
@@ -89,20 +91,22 @@ def _write_rows(file: Path, rows: list[dict]) -> None:
             writer.writerows(rows)
 
 
-def check_overlap(train: PairTable, validation: PairTable, allow: bool = False, memory: Path | None = None) -> None:
+def check_overlap(
+    train: PairTable, validation: PairTable, allow: bool = False, memory: Path | None = None, process: int = 0
+) -> None:
     """Compare two tables' clips by the content of their files, and their captions.
 
     Captions in both are told (they are usual in XACLE, where several systems got the same prompt). Clips in both make every
     validation number too good.
 
     Args:
-        memory: See [`hash_clips`].
+        memory, process: See [`hash_clips`].
 
     Raises:
         ValueError: for clips in both, unless `allow`.
     """
     hashes = [
-        {digest: table.clips[clip] for clip, digest in hash_clips(table.used_audio, memory).items()}
+        {digest: table.clips[clip] for clip, digest in hash_clips(table.used_audio, memory, process).items()}
         for table in (train, validation)
     ]
     shared = [(hashes[0][digest], name) for digest, name in hashes[1].items() if digest in hashes[0]]

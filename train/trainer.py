@@ -26,6 +26,8 @@ class XacleTrainer(Trainer):
                 f"one process sees {self.args.n_gpu} GPUs, which would split every list among them: start one process a GPU "
                 "(`accelerate launch` or `torchrun --nproc_per_node`), or choose one with CUDA_VISIBLE_DEVICES=0"
             )
+        if self.is_fsdp_enabled and hasattr(self.model, "peft_config"):
+            raise ValueError("LoRA adapters cannot be merged from FSDP's shards: use DDP, which they leave room for")
         rows, batch = len(self.train_dataset or ()), self.args.train_batch_size * self.args.world_size
         if self.train_dataset is not None and self.args.dataloader_drop_last and rows < batch:
             raise ValueError(
@@ -94,6 +96,10 @@ class CaptioningTrainer(XacleTrainer):
     def __init__(self, *args, evaluate_captions: Callable[[torch.nn.Module], dict[str, float]] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.evaluate_captions = evaluate_captions
+        if self.is_fsdp_enabled and evaluate_captions is not None:
+            raise ValueError(
+                "captions cannot be written from FSDP's shards: leave out --rating_file, use `xacle caption` later"
+            )
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
