@@ -117,7 +117,7 @@ def read_table(
         reader.add(line, row)
     table = reader.finish(listener_screening, listener_standardization)
     if table.problems and on_error == "stop":
-        advice = "nothing was trained; mend them, or pass --on_error skip to leave them out"
+        advice = "nothing was done; mend them, or leave them out (on_error: skip)"
         raise TableError(name, table.problems, advice, use="used")
     if not len(table):
         raise TableError(name, table.problems, "no row can be used", use="used")

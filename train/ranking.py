@@ -93,7 +93,7 @@ def read_tables(
     train = read_table(data.train_file, data.audio_dir, label, data.on_error, **options)
     write_rejected(train, training, "train")
     if data.validation_file is None:
-        logger.warning("without --validation_file nothing is evaluated: the last weights are kept, uncalibrated")
+        logger.warning("without --validation_file nothing is evaluated and the last weights are kept")
         training.eval_strategy = IntervalStrategy.NO
         training.do_eval = training.load_best_model_at_end = False
         if training.save_strategy == SaveStrategy.BEST:

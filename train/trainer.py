@@ -4,11 +4,37 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
-from torch.distributed.nn.functional import all_gather
+import torch.distributed as dist
 from transformers import EvalPrediction, Trainer
 
 from xacle.modeling_xacle import alignment_loss
 from xacle.scoring.metrics import alignment_metrics
+
+
+class _GatherRows(torch.autograd.Function):
+    """Backward: what all processes say about this process' rows, summed."""
+
+    @staticmethod
+    def forward(ctx, rows):
+        ctx.rows = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[dist.get_rank() * ctx.rows :][: ctx.rows]
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """All processes' rows `[processes * rows, ...]`, in their order, for a loss of the global batch; differentiable.
+
+    DDP averages gradients over processes. Each computes the whole batch's loss, and the backward pass sums what all of them say
+    about a row: the average is the gradient of one process with the whole batch. (Every process must have as many rows.)
+    """
+    return _GatherRows.apply(rows)
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -72,10 +98,7 @@ class AlignmentTrainer(XacleTrainer):
         outputs = model(**inputs)
         scores = outputs.scores
         if self.args.world_size > 1:
-            # DDP averages gradients over processes. Each has the whole list's loss, and the gather's backward sums what all
-            # processes say about a score: the average is the gradient of one process with the whole batch.
-            scores = torch.cat(all_gather(scores.contiguous()))
-            labels = self.accelerator.gather(labels)
+            scores, labels = gather_rows(scores), gather_rows(labels)
         loss = alignment_loss(scores, labels, self.model.config)
         return (loss, outputs) if return_outputs else loss
 

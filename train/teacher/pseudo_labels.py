@@ -1,0 +1,267 @@
+"""`xacle pseudo-label`: a table of captioned clips in, the rows of stage 2 out, labelled by a CLAP teacher.
+
+Every distinct clip and caption is embedded once, into a [`FeatureCache`] that survives a killed job; a row's label is the dot
+product of two embeddings.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from xacle.scoring.tables import FILE_COLUMNS, Problem, TableError, check_suffix, shortest, stream_rows, write_problems
+from xacle.train.data import PairTable, read_table
+from xacle.train.feature_cache import FeatureCache, hash_clips
+from xacle.train.negatives import NEGATIVES_PER_PAIR, Negatives, draw_negatives
+from xacle.train.teacher.clap import ClapFrontEnd, ClapTeacher
+
+COLUMNS = ("wav_file_name", "text", "clap_score", "is_negative")
+BLOCK = 2048  # true pairs whose rows are made and written at once
+
+
+@dataclass
+class PseudoLabels:
+    """What was written: rows in all, mismatched ones among them, and rows of the input that were left out."""
+
+    rows: int
+    negatives: int
+    rejected: int
+
+
+def pseudo_label(
+    teacher: str | Path | ClapTeacher,
+    table: Path,
+    output: Path,
+    audio_dir: Path | None = None,
+    negatives_per_pair: float = NEGATIVES_PER_PAIR,
+    replace_audio: float = 0.5,
+    seed: int = 0,
+    batch_size: int = 32,
+    device: str | None = None,
+    on_error: str = "stop",
+    feature_cache: Path = Path("feature_cache"),
+    num_workers: int = 0,
+) -> PseudoLabels:
+    """Label every pair of `table`, and mismatched pairs made of them, and write `output`.
+
+    Args:
+        teacher: A [`ClapTeacher`], or what [`ClapTeacher.from_pretrained`] takes.
+        table: `.csv` or `.jsonl` with `wav_file_name` and `text`.
+        output: `.csv` or `.jsonl` to write, see [`write_pseudo_labels`].
+        audio_dir: Where the files are; the table's own folder by default.
+        negatives_per_pair, replace_audio, seed: See [`draw_negatives`].
+        batch_size: Clips or captions embedded at once.
+        on_error: `"stop"` raises on rows that cannot be used; `"skip"` leaves them out and writes them, with line numbers and
+            reasons, to `<output>.rejected.csv`.
+        feature_cache: Folder for the embeddings.
+        num_workers: Processes that decode files.
+
+    Raises:
+        TableError: see `on_error`. Clips that only turn out to be damaged when they are decoded are told once all others are
+            embedded.
+        FileNotFoundError, ValueError: for a table, output, teacher or number that cannot be used.
+    """
+    table, output, feature_cache = Path(table), Path(output), Path(feature_cache)
+    rejected = output.with_name(output.name + ".rejected.csv")
+    check_suffix(table)
+    check_suffix(output)
+    if table.resolve() in (output.resolve(), rejected.resolve()):
+        raise ValueError(f"'{output}' would overwrite the input; choose another --output")
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"'{output}' is a folder, or its folder does not exist; --output names a file to write")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    pairs = read_table(table, audio_dir, "caption", on_error)
+    if not isinstance(teacher, ClapTeacher):
+        teacher = ClapTeacher.from_pretrained(teacher, device)
+    feature_cache.mkdir(parents=True, exist_ok=True)
+
+    hashes = hash_clips(pairs.used_audio, feature_cache)
+    clips, errors = embed_clips(teacher, pairs.used_audio, hashes, feature_cache, batch_size, num_workers)
+    problems = pairs.problems
+    if errors:
+        problems = sorted(problems + _rows_of(table, pairs, errors), key=lambda problem: problem.line)
+        if on_error == "stop":
+            advice = "nothing was labelled; mend them, or pass --on-error skip to leave them out"
+            raise TableError(table, problems, advice, use="labelled")
+        pairs = pairs.take(~np.isin(pairs.clip_index, list(errors)))
+    rejected.unlink(missing_ok=True)  # an earlier run's
+    if problems:
+        write_problems(rejected, problems)
+    if not len(pairs):
+        raise TableError(table, problems, f"no row can be labelled; all are listed in {rejected}", use="labelled")
+    texts = embed_captions(teacher, pairs.captions, feature_cache, batch_size)
+    # Clips that no pair refers to have no hash; a name of their own keeps them apart.
+    contents = [hashes.get(clip, f"unused {clip}") for clip in range(len(pairs.clips))]
+    negatives = draw_negatives(
+        pairs.clip_index, pairs.caption_index, pairs.captions, negatives_per_pair, replace_audio, seed, contents
+    )
+    write_pseudo_labels(output, pairs, negatives, clips, texts)
+    return PseudoLabels(len(pairs) + len(negatives), len(negatives), len(problems))
+
+
+def write_pseudo_labels(
+    output: Path, pairs: PairTable, negatives: Negatives, audio_embeddings: np.ndarray, text_embeddings: np.ndarray
+) -> None:
+    """Write `wav_file_name,text,clap_score,is_negative`: each true pair, followed by the mismatched pairs made from it.
+
+    The rows stand in `<output>.part` until all are written.
+
+    Args:
+        output: `.csv` or `.jsonl`.
+        audio_embeddings, text_embeddings: Of `pairs.clips` and `pairs.captions`, `[clips, size]` and `[captions, size]`, of
+            length 1; arrays or memory maps.
+    """
+    part = output.with_name(output.name + ".part")
+    write_rows = _write_csv if output.suffix.lower() == ".csv" else _write_jsonl
+    with part.open("w", encoding="utf-8", newline="") as file:
+        if write_rows is _write_csv:
+            csv.writer(file).writerow(COLUMNS)
+        progress = tqdm(total=len(pairs), desc=f"writing {output.name}", unit=" pairs")
+        for start in range(0, len(pairs), BLOCK):
+            true = np.arange(start, min(start + BLOCK, len(pairs)), dtype=np.int32)
+            made = slice(*np.searchsorted(negatives.pair, (start, start + BLOCK)))
+            order = np.argsort(np.concatenate([true, negatives.pair[made]]), kind="stable")
+            clip = np.concatenate([pairs.clip_index[true], negatives.clip_index[made]])[order]
+            caption = np.concatenate([pairs.caption_index[true], negatives.caption_index[made]])[order]
+            audio = np.asarray(audio_embeddings[clip], dtype=np.float32)
+            text = np.asarray(text_embeddings[caption], dtype=np.float32)
+            scores = np.einsum("nd,nd->n", audio, text).clip(-1.0, 1.0)  # rounding can lead beyond 1
+            names = [pairs.clips[index] for index in clip.tolist()]
+            captions = [pairs.captions[index] for index in caption.tolist()]
+            write_rows(file, names, captions, map(shortest, scores), (order >= len(true)).astype(int).tolist())
+            progress.update(len(true))
+        progress.close()
+    part.replace(output)
+
+
+def _write_csv(file: io.TextIOBase, *columns) -> None:
+    csv.writer(file).writerows(zip(*columns, strict=True))
+
+
+def _write_jsonl(file: io.TextIOBase, names, captions, scores, marks) -> None:
+    for name, caption, score, mark in zip(names, captions, scores, marks, strict=True):
+        row = dict(zip(COLUMNS, (name, caption, float(score), mark), strict=True))
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+# --- Embeddings ----------------------------------------------------------------------------------------------------------
+
+
+def embed_clips(
+    teacher: ClapTeacher,
+    audio: dict[int, object],
+    hashes: dict[int, str],
+    folder: Path,
+    batch_size: int = 32,
+    num_workers: int = 0,
+) -> tuple[np.ndarray, dict[int, Exception]]:
+    """The embeddings of clips, computed where the cache does not have them.
+
+    Args:
+        audio: What `load_waveform` takes, by the clip's index.
+        hashes: Their contents, see [`hash_clips`]; equal ones are embedded once.
+
+    Returns:
+        `[largest index + 1, size]`, a row a clip, and the errors of clips that cannot be decoded, by index; those have zeros.
+    """
+    cache = FeatureCache(folder / f"clap-audio-{teacher.fingerprint()}", (teacher.embedding_size,))
+    distinct = {digest: clip for clip, digest in reversed(hashes.items())}  # the first clip of each content
+    errors: dict[str, Exception] = {}
+
+    def embed(batch: tuple[list[str], dict, dict[str, Exception]]) -> tuple[list[str], torch.Tensor]:
+        digests, inputs, failed = batch
+        errors.update(failed)
+        return digests, teacher.embed_audio_inputs(inputs) if digests else torch.empty(0, teacher.embedding_size)
+
+    batches = _batches(list(distinct)[::-1], cache, batch_size)
+    dataset = _ClipBatches(teacher.front_end, [{digest: audio[distinct[digest]] for digest in batch} for batch in batches])
+    # A generator of its own: loading must not move the global one.
+    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+    _fill(cache, loader, embed, "embedding clips")
+    return _gather(cache, hashes, folder), {clip: errors[digest] for clip, digest in hashes.items() if digest in errors}
+
+
+def embed_captions(teacher: ClapTeacher, captions: list[str], folder: Path, batch_size: int = 32) -> np.ndarray:
+    """The embeddings of captions, `[captions, size]`, computed where the cache does not have them."""
+    cache = FeatureCache(folder / f"clap-text-{teacher.fingerprint()}", (teacher.embedding_size,))
+    hashes = {number: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for number, text in enumerate(captions)}
+    text_of = {digest: captions[number] for number, digest in hashes.items()}
+    batches = _batches(sorted(text_of, key=lambda digest: (len(text_of[digest]), digest)), cache, batch_size)
+    _fill(cache, batches, lambda batch: (batch, teacher.embed_text([text_of[item] for item in batch])), "embedding captions")
+    return _gather(cache, hashes, folder)
+
+
+def _batches(digests: list[str], cache: FeatureCache, batch_size: int) -> list[list[str]]:
+    """Batches of which something is missing. They are cut from all items: a resumed job repeats the very same ones, whose
+    composition shows in the last bits of an embedding."""
+    batches = [digests[start : start + batch_size] for start in range(0, len(digests), batch_size)]
+    return [batch for batch in batches if any(digest not in cache for digest in batch)]
+
+
+@torch.inference_mode()
+def _fill(cache: FeatureCache, batches, embed: Callable[..., tuple[list[str], torch.Tensor]], title: str) -> None:
+    if not len(batches):
+        return
+    writer = cache.writer()
+    try:
+        for batch in tqdm(batches, desc=title, unit="batch"):
+            digests, embeddings = embed(batch)
+            new = [row for row, digest in enumerate(digests) if digest not in cache]
+            if new:
+                writer.write([digests[row] for row in new], embeddings[new].cpu().numpy())
+    finally:
+        writer.close()
+    cache.refresh()
+
+
+def _gather(cache: FeatureCache, hashes: dict[int, str], folder: Path) -> np.ndarray:
+    """A memory map of the embeddings by index; zeros where there is none."""
+    rows = max(hashes) + 1
+    with tempfile.TemporaryFile(dir=folder) as file:  # lives as long as its map
+        embeddings = np.memmap(file, cache.dtype, mode="w+", shape=(rows, *cache.shape))
+    for index, digest in hashes.items():
+        if digest in cache:
+            embeddings[index] = cache.read(digest)
+    return embeddings
+
+
+class _ClipBatches(torch.utils.data.Dataset):
+    """Decodes batches of clips and makes the teacher's inputs of them; clips that cannot be decoded come as their errors."""
+
+    def __init__(self, front_end: ClapFrontEnd, batches: list[dict[str, object]]):
+        self.front_end, self.batches = front_end, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[list[str], dict[str, torch.Tensor], dict[str, Exception]]:
+        waveforms, errors = {}, {}
+        for digest, audio in self.batches[index].items():
+            try:
+                waveforms[digest] = self.front_end.load(audio)
+            except (OSError, ValueError) as error:
+                errors[digest] = error
+        inputs = self.front_end.audio_inputs(list(waveforms.values())) if waveforms else {}
+        return list(waveforms), inputs, errors
+
+
+def _rows_of(table: Path, pairs: PairTable, errors: dict[int, Exception]) -> list[Problem]:
+    """The rows of a table that refer to clips with errors, as they stand in it."""
+    reasons = {pairs.clips[clip]: str(error) for clip, error in errors.items()}
+    told = {problem.line for problem in pairs.problems}
+    found = []
+    for line, row in stream_rows(table):
+        name = next((row[column] for column in FILE_COLUMNS if column in row), None)
+        if name in reasons and line not in told:
+            found.append(Problem(line, reasons[name], row))
+    return found
