@@ -297,6 +297,9 @@ def main():
     except (OSError, ValueError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        typer.secho(f"error: {error}; training needs `pip install 'xacle[train]'`, plots 'xacle[plot]'", fg="red", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Captions from a captioner (stage 1), and what they tell about a pair: how close they are to the text that was given."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import BatchFeature
 
 from xacle.configuration_xacle import XacleConfig
 from xacle.modeling_xacle import RATING_CENTER, RATING_HALF_RANGE, XacleForConditionalGeneration
@@ -35,16 +37,29 @@ def load_captioner(model: str, device: str | None = None) -> tuple[XacleForCondi
 
 
 @torch.no_grad()
-def generate_captions(model, processor: XacleProcessor, audio: list, batch_size: int = 16) -> list[str]:
-    """Greedy captions of sounds (whatever `load_waveform` takes; the first 10 s), one each, in their order."""
+def generate_captions(
+    model, processor: XacleProcessor, audio: list, batch_size: int = 16, audio_states: Sequence[torch.Tensor] | None = None
+) -> list[str]:
+    """Greedy captions of sounds, one each, in their order.
+
+    Args:
+        audio: Whatever `load_waveform` takes; the first 10 s are used.
+        audio_states: The sounds' encoder outputs (see [`XacleModel.get_audio_states`]), where they are known already.
+    """
     training = model.training
     model.eval()
     captions = []
     for start in tqdm(range(0, len(audio), batch_size), desc="captioning", unit="batch", delay=2):
-        waveforms = [
-            load_waveform(item)[: processor.feature_extractor.max_samples] for item in audio[start : start + batch_size]
-        ]
-        inputs = processor(audio=waveforms, sampling_rate=processor.feature_extractor.sampling_rate).to(model.device)
+        chosen = range(start, min(start + batch_size, len(audio)))
+        if audio_states is None:
+            extractor = processor.feature_extractor
+            waveforms = [load_waveform(audio[index])[: extractor.max_samples] for index in chosen]
+            inputs = processor(audio=waveforms, sampling_rate=extractor.sampling_rate)
+        else:
+            rows = processor(text=[""] * len(chosen), task="captioning")  # the prompt and the end of an empty caption
+            inputs = BatchFeature({name: rows[name][:, :-1] for name in ("input_ids", "attention_mask")})
+            inputs["audio_states"] = torch.stack([audio_states[index] for index in chosen])
+        inputs = inputs.to(model.device)
         tokens = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         written = tokens[:, inputs["input_ids"].shape[1] :]
         captions += [caption.strip() for caption in processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
@@ -52,21 +67,29 @@ def generate_captions(model, processor: XacleProcessor, audio: list, batch_size:
     return captions
 
 
-def caption_scores(captions: list[str], texts: list[str], sentence_model: str = SENTENCE_MODEL, device=None) -> np.ndarray:
+def load_sentence_model(name: str, device=None):
+    """Any sentence-transformers model, by folder or Hub id. Raises `ValueError` if it cannot be loaded."""
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(name, device=None if device is None else str(device))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no sentence-transformers model can be loaded from '{name}': {str(error).splitlines()[0]}") from error
+
+
+def caption_scores(captions: list[str], texts: list[str], sentence_model) -> np.ndarray:
     """The paper's way to score with a captioner: cosine of the sentence embeddings of its caption and of the given text.
 
     Args:
         captions, texts: `[pairs]`.
-        sentence_model: Any sentence-transformers model, by folder or Hub id.
+        sentence_model: See [`load_sentence_model`].
 
     Returns:
         `[pairs]`, cosines put on the scale of ratings: `5 + 5 * cosine`.
     """
-    from sentence_transformers import SentenceTransformer
-
-    encoder = SentenceTransformer(sentence_model, device=None if device is None else str(device))
     distinct = list(dict.fromkeys([*captions, *texts]))
-    embeddings = dict(zip(distinct, encoder.encode(distinct, normalize_embeddings=True), strict=True))
+    encoded = sentence_model.encode(distinct, normalize_embeddings=True, show_progress_bar=False)
+    embeddings = dict(zip(distinct, encoded, strict=True))
     cosines = [embeddings[caption] @ embeddings[text] for caption, text in zip(captions, texts, strict=True)]
     return RATING_CENTER + RATING_HALF_RANGE * np.array(cosines, dtype=np.float32)
 
@@ -102,9 +125,10 @@ def caption_table(
     if problems:
         raise TableError(table, problems, "nothing was captioned; mend them", use="captioned")
     network, processor = load_captioner(model, device)
+    sentences = load_sentence_model(sentence_model, network.device)  # before the work that needs it
     clips = {pair.audio: pair.audio for pair in pairs}
     captions = dict(zip(clips, generate_captions(network, processor, list(clips), batch_size), strict=True))
     written, texts = [captions[pair.audio] for pair in pairs], [pair.text for pair in pairs]
-    scores = caption_scores(written, texts, sentence_model, network.device)
+    scores = caption_scores(written, texts, sentences)
     write_captions(output, [pair.wav_file_name for pair in pairs], texts, written, scores)
     return len(pairs)

@@ -37,6 +37,11 @@ def check_model_folder(model: str | Path) -> None:
     folder = Path(model)
     if not folder.is_dir() and (folder.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(model)) is None):
         raise FileNotFoundError(f"no model folder at '{model}' (and it is no Hub id, which looks like owner/name)")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"'{model}' is a LoRA adapter without its base: AutoModel.from_pretrained loads both; `--lora_output merged` makes "
+            "a folder that xacle's commands load"
+        )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"'{model}' is no model folder: it has no config.json")
     config, _ = XacleConfig.get_config_dict(model)

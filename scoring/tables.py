@@ -112,6 +112,10 @@ def column_of(rows: list[tuple[int, dict]], names: tuple[str, ...], table: Path)
     columns = {name for _, row in rows for name in row if name is not None}
     if found := next((name for name in names if name in columns), None):
         return found
+    if separator := next(
+        (name for sign, name in (("\t", "tabs"), (";", "semicolons")) if any(sign in c for c in columns)), None
+    ):
+        raise ValueError(f"'{table}' seems to be separated by {separator}; save it with commas")
     raise ValueError(
         f"'{table}' needs the column {' or '.join(names)}, separated by commas and spelled like this; it has "
         f"{', '.join(map(repr, sorted(columns)))}"

@@ -115,6 +115,33 @@ def test_what_is_no_captioner_is_refused(task, captioner, tmp_path):
         caption_table(captioner[0], table, tmp_path, table)
 
 
+def test_captions_are_written_from_the_cache(task, sentence_model, tmp_path, monkeypatch):
+    from xacle.modeling_xacle import XacleModel
+
+    encode, calls = XacleModel.get_audio_states, []
+    monkeypatch.setattr(XacleModel, "get_audio_states", lambda self, fbank: calls.append(len(fbank)) or encode(self, fbank))
+    rated = {"rating_file": task.folder / "validation.csv", "rating_audio_dir": task.folder / "wav"}
+    options = {**rated, "sentence_model": sentence_model, "validation_file": task.folder / "validation_captions.csv"}
+    written = []
+    for name, cache in (("cached", tmp_path / "cache"), ("uncached", "none")):
+        stage1_captioning.main(task.arguments(tmp_path / name, "train_captions", feature_cache=cache, max_steps=2, **options))
+        written.append((tmp_path / name / "captions.csv").read_text())
+        assert name == "uncached" or sum(calls) == 24  # every clip once, rated ones among them
+    assert written[0] == written[1]
+
+
+def test_what_the_evaluation_needs_is_checked_before_the_training(task, sentence_model, tmp_path):
+    rated = {"rating_file": tmp_path / "rated.csv", "rating_audio_dir": task.folder / "wav", "on_error": "skip"}
+    rated["rating_file"].write_text((task.folder / "validation.csv").read_text() + "missing.wav,Rain,5\n")
+    options = {**rated, "validation_file": task.folder / "validation_captions.csv", "max_steps": 1}
+    with pytest.raises(ValueError, match="no sentence-transformers model can be loaded from 'nowhere/at/all'"):
+        stage1_captioning.main(task.arguments(tmp_path / "a", "train_captions", sentence_model="nowhere/at/all", **options))
+    assert not list((tmp_path / "a").glob("checkpoint-*"))
+    stage1_captioning.main(task.arguments(tmp_path / "b", "train_captions", sentence_model=sentence_model, **options))
+    assert "missing.wav" in (tmp_path / "b" / "rejected_rated.csv").read_text()
+    assert json.loads((tmp_path / "b" / "run.json").read_text())["data"]["rated"]["pairs"] == 16
+
+
 def test_evaluations_leave_no_trace_in_the_training(task, sentence_model, tmp_path):
     from safetensors.torch import load_file
 

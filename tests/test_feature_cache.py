@@ -11,7 +11,15 @@ import soundfile as sf
 import torch
 
 from xacle.demo.random_weights import CAPTIONS, make_sound
-from xacle.train.feature_cache import CHUNK, FeatureCache, UndecodableClipsError, cache_features, compute_features, hash_clips
+from xacle.train.feature_cache import (
+    CHUNK,
+    FeatureCache,
+    Team,
+    UndecodableClipsError,
+    cache_features,
+    compute_features,
+    hash_clips,
+)
 
 
 @pytest.fixture
@@ -201,18 +209,37 @@ def test_an_interrupted_cache_goes_on_with_the_same_numbers(clips, encoder, proc
     assert all(torch.equal(resumed[clip], whole[clip]) for clip in clips)
 
 
-def test_two_processes_share_the_work(clips, encoder, processor, tmp_path):
+def test_two_processes_share_the_work(clips, processor, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
     from threading import Barrier
 
-    barrier = Barrier(2)
+    barrier, found = Barrier(2), {}
 
-    def one(process):
-        options = {"process": process, "num_processes": 2, "barrier": barrier.wait}
-        return cache_features("fbank", clips, processor, tmp_path / "cache", **options)
+    class Thread(Team):
+        def gather(self, item):
+            found[self.index] = item
+            barrier.wait()
+            items = [found[0], found[1]]
+            barrier.wait()
+            return items
+
+    def one(index):
+        return cache_features("fbank", clips, processor, tmp_path / "cache", team=Thread(index, 2))
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(one, range(2))
     assert all(torch.equal(first[clip], second[clip]) for clip in clips)
-    assert len(list(first.cache.folder.glob("*.bin"))) == 2
-    assert len(first.cache) == 40
+    assert len(list(first.cache.folder.glob("*.bin"))) == 2 and len(first.cache) == 40
+    hashed = [len(file.read_text().splitlines()) for file in (tmp_path / "cache").glob("hashes-*.jsonl")]
+    assert hashed == [20, 20]  # no clip is read twice
+
+
+def test_a_cache_that_is_not_shared_is_told(clips, processor, tmp_path):
+    class Elsewhere(Team):  # another machine, whose share never shows up in this folder
+        def gather(self, item):
+            if isinstance(item, dict) and item and isinstance(next(iter(item.values())), str):
+                return [hash_clips(clips)]
+            return [item, {} if isinstance(item, dict) else None]
+
+    with pytest.raises(ValueError, match="must be on a file system that all machines share"):
+        cache_features("fbank", clips, processor, tmp_path / "cache", team=Elsewhere(0, 2))

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
 from safetensors.torch import load_file
 from scipy import stats
@@ -300,6 +302,72 @@ def test_resuming_a_finished_run_changes_nothing(task, tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "run").items())
 
 
+def test_resuming_with_another_table_is_refused(task, tmp_path):
+    arguments = task.arguments(tmp_path / "run", num_train_epochs=1)
+    stage3_ratings.main(arguments)
+    shorter = tmp_path / "shorter.csv"
+    shorter.write_text("".join((task.folder / "ratings.csv").read_text().splitlines(keepends=True)[:-4]))
+    with pytest.raises(ValueError, match=r"cannot be continued: .*train table: .*32 pairs\), now .*28 pairs\)"):
+        stage3_ratings.main([*arguments, "--resume_from_checkpoint", "last", "--train_file", str(shorter)])
+
+
+def test_resuming_with_other_settings_is_refused_and_leaves_the_record_alone(task, tmp_path):
+    arguments = task.arguments(tmp_path / "run", num_train_epochs=1)
+    stage3_ratings.main(arguments)
+    record = (tmp_path / "run" / "run.json").read_text()
+    for change in (["--learning_rate", "0.25"], ["--lora_r", "2"], ["--seed", "7"]):
+        with pytest.raises(ValueError, match=rf"cannot be continued: .*{change[0][2:]}: .*, now {change[1]}"):
+            stage3_ratings.main([*arguments, "--resume_from_checkpoint", "last", *change])
+    assert (tmp_path / "run" / "run.json").read_text() == record
+
+
+def test_a_start_that_failed_does_not_block_the_next(task, tmp_path):
+    with pytest.raises(ValueError, match="do not fill one batch"):
+        stage3_ratings.main(task.arguments(tmp_path / "run", per_device_train_batch_size=64))
+    stage3_ratings.main(task.arguments(tmp_path / "run", max_steps=1))
+
+
+def test_evaluating_by_steps_also_saves_by_steps(task, tmp_path):
+    stage3_ratings.main(task.arguments(tmp_path / "run", eval_strategy="steps", eval_steps=3, metric_for_best_model="srcc"))
+    assert [entry["step"] for entry in history(tmp_path / "run") if "eval_SRCC" in entry][:2] == [3, 6]
+    assert (tmp_path / "run" / "checkpoint-6").is_dir()
+
+
+def test_a_moved_run_still_ends_with_its_best_weights(task, tmp_path):
+    options = {"num_train_epochs": 4, "save_total_limit": 4, "learning_rate": 1e-2}
+    stage3_ratings.main(task.arguments(tmp_path / "run", **options))
+    before = weights(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    for checkpoint in sorted((tmp_path / "moved").glob("checkpoint-*"), key=lambda folder: int(folder.name[11:]))[-1:]:
+        shutil.rmtree(checkpoint)  # as if stopped before the last epoch
+    resumed = [*task.arguments(tmp_path / "moved", **options), "--resume_from_checkpoint", "last"]
+    metrics = stage3_ratings.main(resumed)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(tmp_path / "moved").items())
+    assert metrics["eval_SRCC"] == json.loads((tmp_path / "moved" / "run.json").read_text())["best_metric"]
+    file = tmp_path / "moved" / "checkpoint-16" / "trainer_state.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "best_global_step": 1}))
+    with pytest.raises(FileNotFoundError, match="the best checkpoint so far"):
+        stage3_ratings.main(resumed)
+
+
+def test_secrets_do_not_stand_in_the_record(task, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["xacle", "--hub_token", "hf_secret", "--push_to_hub_token=hf_secret", "--seed", "1"])
+    stage3_ratings.main(task.arguments(tmp_path / "run", max_steps=1))
+    assert "hf_secret" not in (tmp_path / "run" / "run.json").read_text()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["command"][-2:] == ["--seed", "1"]
+
+
+def test_masks_set_by_the_models_configuration_count_too(task, tmp_path, monkeypatch):
+    from xacle import modeling_xacle
+
+    calls = []
+    augment = modeling_xacle.spec_augment
+    monkeypatch.setattr(modeling_xacle, "spec_augment", lambda *given: calls.append(given[1:]) or augment(*given))
+    options = {"model_config": '{"freq_mask_width": 5}', "max_steps": 2}
+    stage2_pseudo_labels.main(task.arguments(tmp_path / "run", "pseudo_labels", **options))
+    assert calls == [(5, 0)] * 2
+
+
 def test_without_validation_the_last_weights_are_kept_uncalibrated(task, tmp_path):
     assert stage3_ratings.main(task.arguments(tmp_path / "run", validation_file=None, num_train_epochs=1)) == {}
     assert XacleConfig.from_pretrained(tmp_path / "run").score_scale == 5.0
@@ -318,25 +386,29 @@ def test_rows_that_are_left_out_are_written_down(task, tmp_path):
     assert [(row["line"], row["wav_file_name"]) for row in rejected] == [("34", "missing.wav")]
 
 
-def test_clips_that_only_fail_in_decoding_are_named_before_training(task, tmp_path):
-    import soundfile as sf
-
-    bad = task.folder / "wav" / "nan.wav"
-    sf.write(bad, np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
+@pytest.mark.parametrize("cache", ["cached", "none"])
+def test_clips_that_only_fail_in_decoding_are_named_before_training(cache, task, tmp_path):
+    sf.write(task.folder / "wav" / "nan.wav", np.full(16000, np.nan, np.float32), 16000, subtype="FLOAT")
     table = tmp_path / "ratings.csv"
-    table.write_text((task.folder / "ratings.csv").read_text() + "nan.wav,Rain,5\n")
-    with pytest.raises(ValueError, match=r"cannot be decoded: 1\n.*nan\.wav.* holds NaN"):
-        stage3_ratings.main(task.arguments(tmp_path / "run", train_file=table))
-    stage3_ratings.main(task.arguments(tmp_path / "run", train_file=table, on_error="skip", max_steps=1))
-    assert "holds NaN" in (tmp_path / "run" / "rejected_ratings_undecodable.csv").read_text()
+    table.write_text((task.folder / "ratings.csv").read_text() + "nan.wav,Rain,5\nmissing.wav,Rain,5\nnan.wav,Hail,2\n")
+    options = {"train_file": table, "on_error": "skip", "max_steps": 1} | ({"feature_cache": "none"} if cache == "none" else {})
+    with pytest.raises(ValueError, match=r"line 35: no audio file"):
+        stage3_ratings.main(task.arguments(tmp_path / "run", **{**options, "on_error": "stop"}))
+    stage3_ratings.main(task.arguments(tmp_path / "run", **options))
+    with (tmp_path / "run" / "rejected_train.csv").open(newline="") as file:
+        rejected = [(row["line"], row["wav_file_name"], row["text"]) for row in csv.DictReader(file)]
+    assert rejected == [("34", "nan.wav", "Rain"), ("35", "missing.wav", "Rain"), ("36", "nan.wav", "Hail")]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["train"]["pairs"] == 32
+    table.write_text((task.folder / "ratings.csv").read_text() + "nan.wav,Rain,5\n")
+    with pytest.raises(ValueError, match=r"line 34: .*nan\.wav.* holds NaN"):
+        stage3_ratings.main(task.arguments(tmp_path / "other", **{**options, "on_error": "stop"}))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"per_device_train_batch_size": 64}, "32 training pairs do not fill one batch of 64"),
-        ({"per_device_train_batch_size": 1}, "cannot learn from a batch of one"),
+        ({"per_device_train_batch_size": 64}, "32 training pairs in .* do not fill one batch of 64"),
+        ({"per_device_train_batch_size": 1}, "a list needs at least two pairs"),
         ({"train_file": None}, "pass --train_file"),
         ({"model_name_or_path": None}, "pass --model_name_or_path, or --audio_encoder and --language_model"),
         ({"model_name_or_path": "nowhere/at/all"}, "no model folder at"),
@@ -344,12 +416,19 @@ def test_clips_that_only_fail_in_decoding_are_named_before_training(task, tmp_pa
         ({"model_config": '{"projector_type": "mlp"}'}, "projector_type"),
         ({"validation_file": "TRAIN"}, "16 of 16 validation clips are also trained on"),
         ({"resume_from_checkpoint": "nowhere"}, "no checkpoint at 'nowhere'"),
+        ({"metric_for_best_model": "loss"}, "must be one of SRCC, LCC, KTAU, MSE"),
+        ({"report_to": "wandb"}, "--report_to wandb: .*wandb"),
+        ({"learning_rate": "fast"}, "invalid float value: 'fast'"),
+        ({"learning_ratee": 1}, "--learning_ratee is no argument of xacle train ratings; did you mean --learning_rate"),
+        ({"lora_r": 2, "freeze_language_model": "true"}, "LoRA decides what is trained"),
+        ({"feature_cache": __file__}, "--feature_cache '.*' cannot be made: File exists"),
+        ({"output_dir": __file__}, "--output_dir '.*' cannot be made: File exists"),
     ],
 )
 def test_mistakes_are_told_before_any_training(options, message, task, tmp_path):
     options = {name: task.folder / "ratings.csv" if value == "TRAIN" else value for name, value in options.items()}
     with pytest.raises((ValueError, OSError), match=message):
-        stage3_ratings.main(task.arguments(tmp_path / "run", **options))
+        stage3_ratings.main(task.arguments(**{"output_dir": tmp_path / "run", **options}))
 
 
 def test_a_config_file_stands_between_the_stages_defaults_and_the_command_line(task, tmp_path):
@@ -363,6 +442,9 @@ def test_a_config_file_stands_between_the_stages_defaults_and_the_command_line(t
     data, ranking, training = parse_arguments(arguments, CONFIGS / "ratings.yaml", DataArguments, RankingArguments)
     assert isinstance(training, TrainingArguments) and training.learning_rate == 2e-4 and data.train_file == "mine.csv"
     assert (ranking.freq_mask_width, ranking.time_mask_width, training.num_train_epochs) == (7, 30, 150)
+    config.write_text("on_error: Skip\n")  # argparse itself checks the command line only
+    with pytest.raises(ValueError, match="on_error must be one of stop, skip, got 'Skip'"):
+        parse_arguments(["--config", str(config)], CONFIGS / "ratings.yaml", DataArguments, RankingArguments)
     config.write_text("learningrate: 1\n")
     with pytest.raises(ValueError, match="sets 'learningrate', which is no argument; did you mean 'learning_rate'"):
         parse_arguments(["--config", str(config)], CONFIGS / "ratings.yaml", DataArguments, RankingArguments)

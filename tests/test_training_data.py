@@ -8,8 +8,10 @@ import pytest
 import soundfile as sf
 
 from xacle.demo.random_weights import make_sound
+from xacle.processing_xacle import load_waveform
 from xacle.scoring.tables import TableError
 from xacle.train.data import read_table
+from xacle.train.feature_cache import hash_clips
 from xacle.train.listeners import ListenerRating, pair_ratings
 from xacle.train.splits import check_overlap, k_fold, split_table
 
@@ -57,9 +59,23 @@ def test_ratings_in_every_format_and_spelling_give_the_same_table(tmp_path, wav)
 def test_sounds_may_stand_in_a_datasets_column(wav):
     from datasets import Dataset
 
-    content = (wav / "a.wav").read_bytes()
-    dataset = Dataset.from_list([{"wav_file_name": "x", "text": "Rain", "average_score": 5.0, "audio": {"bytes": content}}])
-    assert read_table(dataset).audio[0]["bytes"] == content
+    content = [(wav / f"{name}.wav").read_bytes() for name in "ab"]
+    rows = [
+        {"wav_file_name": f"{index}", "text": "Rain", "average_score": 5.0, "audio": {"bytes": content[index]}}
+        for index in (0, 1)
+    ]
+    table = read_table(Dataset.from_list(rows))
+    assert [sound.read() for sound in table.audio] == content
+    assert hash_clips(table.used_audio) == hash_clips({0: wav / "a.wav", 1: wav / "b.wav"})
+    assert (load_waveform(table.audio[1]) == load_waveform(wav / "b.wav")).all()
+
+
+def test_rows_of_jsonl_may_lack_what_others_have(tmp_path, wav):
+    table = tmp_path / "r.jsonl"
+    rows = [{"wav_file_name": "a.wav", "text": "Rain"}, {"wav_file_name": "b.wav", "text": "Rain", "average_score": 3}]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    kept = read_table(table, wav, on_error="skip")
+    assert kept.labels.tolist() == [3] and [problem.line for problem in kept.problems] == [1]
 
 
 def test_pseudo_labels_are_put_on_the_scale_of_ratings_and_captions_have_no_labels(tmp_path, wav):
@@ -98,8 +114,23 @@ def test_everything_wrong_with_a_table_is_told_at_once(tmp_path, wav):
         "quotes",
     ):
         assert part in str(error.value)
+    with pytest.raises(TableError, match="1 labels are off their scale, which leaving rows out does not mend"):
+        read_table(table, wav, on_error="skip")
+    table.write_text(table.read_text().replace("73", "none"))
     kept = read_table(table, wav, on_error="skip")
     assert len(kept) == 1 and len(kept.problems) == 7
+
+
+def test_other_scales_and_separators_and_folders_are_pointed_at(tmp_path, wav, transformers_log, caplog):
+    header = "wav_file_name,text,average_score"
+    read_table(write_csv(tmp_path / "five.csv", header, ("a.wav", "Rain", 1), ("b.wav", "Rain", 5)), wav)
+    read_table(write_csv(tmp_path / "same.csv", header, ("a.wav", "Rain", 7), ("b.wav", "Rain", 7)), wav)
+    assert "run from 1 to 5; if their scale is not 0 to 10" in caplog.text and "are 7: nothing can be ranked" in caplog.text
+    (tmp_path / "tabs.csv").write_text("wav_file_name\ttext\taverage_score\na.wav\tRain\t5\n")
+    with pytest.raises(ValueError, match="seems to be separated by tabs"):
+        read_table(tmp_path / "tabs.csv", wav)
+    with pytest.raises(TableError, match=r"no file was found at all: is the audio folder right\? It is '.*nowhere'"):
+        read_table(tmp_path / "five.csv", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("header", ["text,average_score", "wav_file_name,average_score", "wav_file_name,text,stars"])
@@ -194,6 +225,11 @@ def test_splits_lose_and_change_nothing(tmp_path):
     assert {row["model_id"] for row in csv.DictReader(systems[2][1].open(newline=""))} == {"sys/2"}
     with pytest.raises(FileExistsError, match=r"fold0_train\.csv"):
         split_table(table, tmp_path / "folds", folds=4)
+    clashing = write_csv(tmp_path / "c.csv", "wav_file_name,model_id", ("a", "a b"), ("b", "A_b"), ("c", "other"))
+    with pytest.raises(ValueError, match="folds of 'A_b', 'a b' would have the same file names"):
+        split_table(clashing, tmp_path / "clash", by="model_id", leave_one_out=True)
+    with pytest.raises(ValueError, match="needs --by"):
+        split_table(table, tmp_path / "clash", leave_one_out=True)
     with pytest.raises(ValueError, match="needs the column stars"):
         split_table(table, tmp_path / "other", by="stars")
 

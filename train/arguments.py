@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -93,6 +94,15 @@ class RankingArguments:
     time_mask_width: int = field(default=0, metadata={"help": "SpecAugment: frames (paper, stage 3: 30)."})
 
 
+# The best checkpoint must have been saved when it was evaluated: who sets the one moves the other.
+FOLLOWERS = {"eval_strategy": "save_strategy", "eval_steps": "save_steps"}
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        raise ValueError(f"{message} (`{self.prog} --help` explains all arguments)")
+
+
 def parse_arguments(argv: list[str] | None, stage_config: Path, *kinds: type) -> tuple:
     """
     Args:
@@ -104,21 +114,37 @@ def parse_arguments(argv: list[str] | None, stage_config: Path, *kinds: type) ->
         An instance of each of `kinds`, and the `TrainingArguments`.
 
     Raises:
-        ValueError, FileNotFoundError: for a config that cannot be read or has unknown fields.
-        SystemExit: for arguments that argparse refuses, and after `--help`.
+        ValueError, FileNotFoundError: for a config that cannot be read, and for arguments that do not exist or make no sense.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     command = f"xacle train {stage_config.stem.replace('_', '-')}"
-    parser = HfArgumentParser([*kinds, TrainingArguments], prog=command, allow_abbrev=False)
+    parser = _Parser([*kinds, TrainingArguments], prog=command, allow_abbrev=False)
     parser.add_argument("--config", type=Path, help="YAML file with any of these arguments; the command line wins.")
     known = {field.name for kind in (*kinds, TrainingArguments) for field in dataclasses.fields(kind) if field.init}
-    parser.set_defaults(**_read_config(stage_config, known))
-    config = HfArgumentParser(add_help=False, allow_abbrev=False)
-    config.add_argument("--config", type=Path)
-    chosen = config.parse_known_args(argv)[0].config
-    if chosen is not None:
-        parser.set_defaults(**_read_config(chosen, known))
-    *parsed, _ = parser.parse_args_into_dataclasses(argv)
+    defaults = _read_config(stage_config, known)
+    chosen = _Parser(add_help=False, allow_abbrev=False)
+    for name in ("config", *FOLLOWERS, *FOLLOWERS.values()):
+        chosen.add_argument(f"--{name}")
+    chosen = vars(chosen.parse_known_args(argv)[0])
+    config = {} if chosen["config"] is None else _read_config(Path(chosen["config"]), known)
+    for leader, follower in FOLLOWERS.items():
+        given = chosen[leader] if chosen[leader] is not None else config.get(leader)
+        if given is not None and chosen[follower] is None and follower not in config:
+            config[follower] = given
+    parser.set_defaults(**{**defaults, **config})
+    *parsed, _, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    for word in unknown:
+        close = difflib.get_close_matches(word.lstrip("-").partition("=")[0], known, n=1)
+        hint = f"; did you mean --{close[0]}?" if close else f"; `{command} --help` lists all"
+        raise ValueError(f"{word} is no argument of {command}{hint}")
+    for group in parsed[:-1]:
+        for argument in dataclasses.fields(group):
+            choices, value = argument.metadata.get("choices"), getattr(group, argument.name)
+            if choices and value not in choices:  # argparse does not check what comes from a config
+                raise ValueError(f"{argument.name} must be one of {', '.join(choices)}, got {value!r}")
+    training = parsed[-1]
+    if getattr(parsed[0], "lora_r", 0) and parsed[0].lora_output == "merged" and training.push_to_hub:
+        training.hub_strategy = HubStrategy.END  # checkpoints hold adapters, which would stay beside the merged model
     return tuple(parsed)
 
 

@@ -1,6 +1,7 @@
 """The model a stage trains: loaded, or put together from BEATs and a language model; frozen in parts; with LoRA."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -45,6 +46,12 @@ def build_model(
             raise ValueError("--lora_output adapter leaves a new model's other weights nowhere: choose merged")
     elif arguments.audio_encoder is not None or arguments.language_model is not None:
         raise ValueError("--audio_encoder and --language_model make a new model: leave out --model_name_or_path or them")
+    frozen_too = arguments.freeze_language_model or arguments.freeze_token_embeddings
+    if arguments.lora_r and (frozen_too or not fields["freeze_audio_encoder"]):
+        raise ValueError(
+            "LoRA decides what is trained: --lora_r goes with none of --freeze_language_model, --freeze_token_embeddings and "
+            "--freeze_audio_encoder false"
+        )
     try:
         if arguments.model_name_or_path is None:
             model, processor = assemble(model_class, arguments.audio_encoder, arguments.language_model, **fields)
@@ -52,6 +59,9 @@ def build_model(
             model, processor = _load(model_class, arguments.model_name_or_path, fields)
     except StrictDataclassError as error:
         raise ValueError(f"--model_config: {error}") from error
+    if not model.config.freeze_audio_encoder:
+        # Processes that skip different layers wait for each other's gradients forever.
+        model.config.audio_config.layerdrop = model.base_model.audio_tower.config.layerdrop = 0.0
     language_model = model.base_model.language_model
     if arguments.freeze_language_model:
         language_model.requires_grad_(False)
@@ -78,7 +88,8 @@ def _load(model_class, name: str, fields: dict) -> tuple[PreTrainedModel, XacleP
     if unknown := [field for field in fields if not hasattr(config, field)]:
         raise ValueError(f"XacleConfig has no field {', '.join(unknown)}")
     config = XacleConfig.from_dict({**config.to_dict(), **fields})
-    model, loaded = model_class.from_pretrained(name, config=config, dtype="float32", output_loading_info=True)
+    with _quiet():  # what is missing or left over is judged here
+        model, loaded = model_class.from_pretrained(name, config=config, dtype="float32", output_loading_info=True)
     if missing := [key for key in sorted(loaded["missing_keys"]) if not key.startswith(("score_head.", "lm_head."))]:
         raise ValueError(f"'{name}' lacks {', '.join(missing)}")
     if loaded["missing_keys"]:
@@ -98,11 +109,13 @@ def assemble(
     """
     if Path(audio_encoder).is_file():
         raise ValueError(f"'{audio_encoder}' is a file: convert it first, `xacle convert beats {audio_encoder} beats`")
-    encoder, loaded = BeatsModel.from_pretrained(audio_encoder, dtype="float32", output_loading_info=True)
+    with _quiet(), _named(audio_encoder):
+        encoder, loaded = BeatsModel.from_pretrained(audio_encoder, dtype="float32", output_loading_info=True)
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"'{audio_encoder}' is no BEATs encoder, it lacks {', '.join(missing[:5])}")
-    decoder = AutoModel.from_pretrained(language_model, dtype="float32")
-    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    with _quiet(), _named(language_model):
+        decoder = AutoModel.from_pretrained(language_model, dtype="float32", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(language_model, trust_remote_code=False)
     tokenizer.add_special_tokens(
         {"additional_special_tokens": list(SPECIAL_TOKENS.values())}, replace_extra_special_tokens=False
     )
@@ -127,6 +140,25 @@ def assemble(
     return model, processor
 
 
+@contextmanager
+def _quiet():
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _named(name: str):
+    """Say which model it is that cannot be loaded."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"'{name}' cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
 def add_lora(model: PreTrainedModel, arguments: ModelArguments):
     """Wrap the model in a `PeftModel`: adapters in the language model; projector, head and special-token rows trained whole."""
     from peft import LoraConfig, get_peft_model
@@ -140,7 +172,11 @@ def add_lora(model: PreTrainedModel, arguments: ModelArguments):
         modules_to_save=[name for name in ("multi_modal_projector", "score_head") if _has_module(model, name)],
         trainable_token_indices={embeddings: [getattr(model.config, name) for name in SPECIAL_TOKENS]},
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    base = arguments.model_name_or_path
+    if base is not None and Path(base).is_dir():  # the adapter must find its base from anywhere
+        adapted.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
+    return adapted
 
 
 def _has_module(model: PreTrainedModel, name: str) -> bool:

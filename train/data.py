@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+from transformers.utils import logging
 
+from xacle.modeling_xacle import RATING_CENTER, RATING_HALF_RANGE
 from xacle.scoring.tables import (
     FILE_COLUMNS,
     Problem,
@@ -22,6 +24,8 @@ from xacle.scoring.tables import (
 )
 from xacle.train.listeners import ListenerRating, pair_ratings
 
+logger = logging.get_logger(__name__)
+
 AVERAGE_COLUMNS = ("average_score", "average_semantic_alignement_score")  # the challenge's files, its README's spelling
 LISTENER_COLUMNS = ("score",)
 PSEUDO_LABEL_COLUMNS = ("clap_score",)
@@ -31,7 +35,6 @@ LABEL_COLUMNS = {
     "caption": (),
     "any": AVERAGE_COLUMNS + LISTENER_COLUMNS + PSEUDO_LABEL_COLUMNS,
 }
-RATING_CENTER = RATING_HALF_RANGE = 5.0  # ratings run from 0 to 10; a cosine of -1 counts as 0, one of 1 as 10
 
 
 @dataclass
@@ -45,6 +48,7 @@ class PairTable:
         audio: For each, what `load_waveform` takes: a path, URL, bytes or `datasets` dict.
         captions: The distinct captions.
         clip_index, caption_index: `[pairs]` int32, into `clips` and `captions`.
+        lines: `[pairs]` int32, each pair's line in the table (the first, of several listeners').
         labels: `[pairs]` float32 on the 0-10 scale; `None` for captions.
         problems: Rows that were left out (`on_error="skip"`).
     """
@@ -55,6 +59,7 @@ class PairTable:
     captions: list[str]
     clip_index: np.ndarray
     caption_index: np.ndarray
+    lines: np.ndarray
     labels: np.ndarray | None = None
     problems: list[Problem] = field(default_factory=list)
 
@@ -68,8 +73,35 @@ class PairTable:
 
     def take(self, pairs: np.ndarray) -> "PairTable":
         """The table of some pairs, by index or mask; clips and captions keep their numbers."""
-        labels = None if self.labels is None else self.labels[pairs]
-        return replace(self, clip_index=self.clip_index[pairs], caption_index=self.caption_index[pairs], labels=labels)
+        columns = ("clip_index", "caption_index", "lines", "labels")
+        return replace(self, **{name: getattr(self, name)[pairs] for name in columns if getattr(self, name) is not None})
+
+    def without_clips(self, errors: dict[int, Exception]) -> "PairTable":
+        """The table without the pairs of some clips, which join its `problems`."""
+        bad = np.isin(self.clip_index, list(errors))
+        problems = [
+            Problem(
+                int(self.lines[pair]),
+                str(errors[int(self.clip_index[pair])]),
+                {"wav_file_name": self.clips[self.clip_index[pair]], "text": self.captions[self.caption_index[pair]]},
+            )
+            for pair in np.flatnonzero(bad)
+        ]
+        problems = sorted(self.problems + problems, key=lambda problem: problem.line)
+        return replace(self.take(~bad), problems=problems)
+
+
+class _StoredSound:
+    """A sound in a `datasets` table, read when it is needed, as an open file would be."""
+
+    def __init__(self, dataset, row: int):
+        self.dataset, self.row = dataset, row
+
+    def seekable(self) -> bool:
+        return False
+
+    def read(self) -> bytes:
+        return self.dataset[self.row]["audio"]["bytes"]
 
 
 class _Numbering(dict):
@@ -108,28 +140,45 @@ def read_table(
         raise ValueError(f"label must be one of {', '.join(LABEL_COLUMNS)}, got {label!r}")
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
-    name, rows, folder = _open_table(source)
+    name, rows, folder, stored = _open_table(source)
     audio_dir = folder if audio_dir is None else Path(audio_dir)
     if audio_dir is None:
         audio_dir = Path()
-    reader = _Reader(name, label, audio_dir, check_audio)
+    reader = _Reader(name, label, audio_dir, check_audio, stored)
     for line, row in tqdm(rows, desc=f"reading {Path(name).name}", unit=" rows", delay=2):
         reader.add(line, row)
     table = reader.finish(listener_screening, listener_standardization)
+    if reader.off_scale and on_error == "skip":
+        advice = f"{reader.off_scale} labels are off their scale, which leaving rows out does not mend; rescale the column"
+        raise TableError(name, table.problems, advice, use="used")
     if table.problems and on_error == "stop":
-        advice = "nothing was done; mend them, or leave them out (on_error: skip)"
+        advice = "nothing was done; mend them, or leave them out (--on_error skip)"
+        if all(problem.reason.startswith("no audio file at") for problem in table.problems) and not len(table):
+            advice = f"no file was found at all: is the audio folder right? It is '{audio_dir}' (--audio_dir)"
         raise TableError(name, table.problems, advice, use="used")
     if not len(table):
         raise TableError(name, table.problems, "no row can be used", use="used")
+    if table.labels is not None:
+        _warn_about_range(table, reader.label)
     return table
 
 
-def _open_table(source) -> tuple[str, Iterator[tuple[int, dict]], Path | None]:
-    """A table's name, its rows with their numbers, and its folder."""
+def _warn_about_range(table: PairTable, label: str) -> None:
+    low, high = float(table.labels.min()), float(table.labels.max())
+    if low == high and len(table) > 1:
+        logger.warning(f"all labels of {table.source} are {low:g}: nothing can be ranked")
+    elif label == "rating" and high <= 5:
+        logger.warning(
+            f"the ratings of {table.source} run from {low:g} to {high:g}; if their scale is not 0 to 10, rescale them"
+        )
+
+
+def _open_table(source) -> tuple[str, Iterator[tuple[int, dict]], Path | None, object]:
+    """A table's name, its rows with their numbers, its folder, and the `datasets` columns its sounds are stored in, if any."""
     if isinstance(source, (str, Path)):
         source = Path(source)
         if not source.is_dir():
-            return str(source), stream_rows(source), source.parent
+            return str(source), stream_rows(source), source.parent, None
         from datasets import load_from_disk
 
         folder, source = source, load_from_disk(str(source))
@@ -143,60 +192,74 @@ def _open_table(source) -> tuple[str, Iterator[tuple[int, dict]], Path | None]:
     for column, feature in source.features.items():
         if isinstance(feature, Audio):  # decoded here, by soundfile
             source = source.cast_column(column, Audio(decode=False))
-    return name, enumerate(source, start=1), folder
+    stored = source.select_columns(["audio"]) if "audio" in source.column_names else None
+    return name, enumerate(source, start=1), folder, stored
 
 
 class _Reader:
     """Collects a table's rows, and everything that is wrong with them."""
 
-    def __init__(self, name: str, label: str, audio_dir: Path, check_audio: bool):
-        self.name, self.label, self.audio_dir, self.check_audio = name, label, audio_dir, check_audio
+    def __init__(self, name: str, label: str, audio_dir: Path, check_audio: bool, stored):
+        self.name, self.label, self.audio_dir, self.check_audio, self.stored = name, label, audio_dir, check_audio, stored
+        self.label_columns = LABEL_COLUMNS[label]
         self.file_column = self.label_column = None
+        self.columns: set[str] = set()
+        self.off_scale = 0
         self.clips, self.captions = _Numbering(), _Numbering()
         self.audio, self.clip_problems = [], []
-        self.clip_index, self.caption_index, self.labels = [], [], []
+        self.clip_index, self.caption_index, self.labels, self.lines = [], [], [], []
         self.listener_ratings: list[ListenerRating] = []
         self.first_line: dict[tuple[int, int], int] = {}  # of each rated pair
         self.problems: list[Problem] = []
 
     def add(self, line: int, row: dict) -> None:
-        if self.file_column is None:
-            self._find_columns(line, row)
-        value, reason = 0.0, pair_problem(row, self.file_column)
-        if reason is None and self.label_column:
+        if self.file_column is None or (self.label_columns and self.label_column is None):
+            self._find_columns(row)
+        value, reason = 0.0, pair_problem(row, self.file_column or FILE_COLUMNS[0])
+        if reason is None and self.label_columns:
             value, reason = self._label(row)
         if reason is None and self._per_listener and row.get("listener_id") in (None, ""):
             reason = "no listener_id"
         if reason is None:
-            clip = self._clip(row)
+            clip = self._clip(line, row)
             reason = self.clip_problems[clip]
         if reason is None and self.label == "rating":
             first = self.first_line.setdefault((clip, self.captions[row["text"]]), line)
             if first != line and not self._per_listener:
                 reason = f"'{row[self.file_column]}' with this caption has a mean rating on line {first} already"
         if reason is not None:
-            self.problems.append(Problem(line, reason, row))
+            self.problems.append(Problem(line, reason, {name: value for name, value in row.items() if name != "audio"}))
         elif self._per_listener:
             pair = (clip, self.captions[row["text"]])
             self.listener_ratings.append(ListenerRating(pair, str(row["listener_id"]), value))
         else:
-            self.clip_index.append(clip)
-            self.caption_index.append(self.captions[row["text"]])
-            self.labels.append(value)
+            self._keep(clip, self.captions[row["text"]], value, line)
+
+    def _keep(self, clip: int, caption: int, label: float, line: int) -> None:
+        self.clip_index.append(clip)
+        self.caption_index.append(caption)
+        self.labels.append(label)
+        self.lines.append(line)
 
     @property
     def _per_listener(self) -> bool:
         return self.label_column in LISTENER_COLUMNS
 
-    def _find_columns(self, line: int, row: dict) -> None:
-        rows = [(line, row)]
-        self.file_column = column_of(rows, FILE_COLUMNS, self.name)
-        column_of(rows, ("text",), self.name)
-        if columns := LABEL_COLUMNS[self.label]:
-            self.label_column = column_of(rows, columns, self.name)
+    def _find_columns(self, row: dict) -> None:
+        """Look for the columns that no row had so far: in JSONL, rows may lack some."""
+        self.columns.update(name for name in row if name is not None)
+        self.file_column = next((name for name in FILE_COLUMNS if name in self.columns), None)
+        self.label_column = next((name for name in self.label_columns if name in self.columns), None)
+        if self.label_column:
             self.label = "pseudo_label" if self.label_column in PSEUDO_LABEL_COLUMNS else "rating"
-        if self._per_listener:
-            column_of(rows, ("listener_id",), self.name)
+
+    def _check_columns(self) -> None:
+        """Raise `ValueError` if a column is in no row at all."""
+        if not self.columns:
+            raise ValueError(f"'{self.name}' has no rows")
+        needed = [FILE_COLUMNS, ("text",)] + ([self.label_columns] if self.label_columns else [])
+        for names in needed + ([("listener_id",)] if self._per_listener else []):
+            column_of([(0, dict.fromkeys(self.columns))], names, self.name)
 
     def _label(self, row: dict) -> tuple[float, str | None]:
         """The label on the 0-10 scale, and what is wrong with it."""
@@ -207,23 +270,25 @@ class _Reader:
             value = float("nan")
         if not low <= value <= high:
             hint = "" if np.isnan(value) else "; rescale the column"
-            shown = row.get(self.label_column)
-            return 0.0, f"{self.label_column} must be a number from {low:g} to {high:g}, got {shown!r}{hint}"
+            self.off_scale += not np.isnan(value)
+            column = self.label_column or self.label_columns[0]
+            return 0.0, f"{column} must be a number from {low:g} to {high:g}, got {row.get(column)!r}{hint}"
         return (RATING_CENTER + RATING_HALF_RANGE * value if self.label == "pseudo_label" else value), None
 
-    def _clip(self, row: dict) -> int:
+    def _clip(self, line: int, row: dict) -> int:
         clip = self.clips[row[self.file_column]]
         if clip == len(self.audio):
-            embedded = row.get("audio")
-            if embedded is None:
-                embedded = locate_audio(row[self.file_column], self.audio_dir)
-            self.audio.append(embedded)
-            self.clip_problems.append(header_problem(embedded) if self.check_audio and isinstance(embedded, Path) else None)
+            sound = row.get("audio")
+            if sound is None:
+                sound = locate_audio(row[self.file_column], self.audio_dir)
+            elif isinstance(sound, dict) and sound.get("bytes") is not None:
+                sound = _StoredSound(self.stored, line - 1)  # 300 kB a clip would not fit in memory
+            self.audio.append(sound)
+            self.clip_problems.append(header_problem(sound) if self.check_audio and isinstance(sound, Path) else None)
         return clip
 
     def finish(self, listener_screening: float | None, listener_standardization: bool) -> PairTable:
-        if self.file_column is None:
-            raise ValueError(f"'{self.name}' has no rows")
+        self._check_columns()
         clips, captions = list(self.clips), list(self.captions)
         if self._per_listener:
             for pair, mean in pair_ratings(self.listener_ratings, listener_screening, listener_standardization).items():
@@ -232,9 +297,7 @@ class _Reader:
                     reason = f"no two listeners of this pair agree within {listener_screening:g} points"
                     self.problems.append(Problem(self.first_line[pair], reason, row))
                 else:
-                    self.clip_index.append(pair[0])
-                    self.caption_index.append(pair[1])
-                    self.labels.append(mean)
+                    self._keep(*pair, mean, self.first_line[pair])
         elif listener_screening is not None or listener_standardization:
             raise ValueError(
                 f"'{self.name}' holds no single listeners' ratings (score and listener_id): listener screening and "
@@ -247,6 +310,7 @@ class _Reader:
             captions=captions,
             clip_index=np.array(self.clip_index, dtype=np.int32),
             caption_index=np.array(self.caption_index, dtype=np.int32),
+            lines=np.array(self.lines, dtype=np.int32),
             labels=np.array(self.labels, dtype=np.float32) if self.label_column else None,
             problems=sorted(self.problems, key=lambda problem: problem.line),
         )

@@ -14,7 +14,9 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -44,29 +46,61 @@ class UndecodableClipsError(ValueError):
         super().__init__("\n".join([f"clips that cannot be decoded: {len(errors)}", *lines]))
 
 
+@dataclass(frozen=True)
+class Team:
+    """The processes that share a piece of work: this one's number, how many they are, how they tell what they found."""
+
+    index: int = 0
+    size: int = 1
+
+    def gather(self, found) -> list:
+        """What each process found, in their order. Also makes each wait for the others."""
+        if self.size == 1:
+            return [found]
+        everything = [None] * self.size
+        torch.distributed.all_gather_object(everything, found)
+        return everything
+
+    def merge(self, found: dict) -> dict:
+        """All processes' findings in one dict."""
+        return {key: value for part in self.gather(found) for key, value in part.items()}
+
+    def share(self, work: list) -> list:
+        """This process' part of the work."""
+        return work[self.index :: self.size]
+
+
+ALONE = Team()
+
+
 # --- Keys ----------------------------------------------------------------------------------------------------------------
 
 
-def hash_clips(audio: dict[int, object], memory: Path | None = None, process: int = 0) -> dict[int, str]:
+def hash_clips(audio: dict[int, object], memory: Path | None = None, team: Team = ALONE) -> dict[int, str]:
     """The hash of every clip's bytes, by its index.
 
     Args:
         memory: A folder that remembers files' hashes, as long as their size, times and inode stay the same.
-        process: The number of this process; each writes a file of its own.
+        team: The processes that share the work; each gets all hashes.
     """
     known: dict[str, tuple[list[int], str]] = {}
-    if memory is None:
-        return {clip: _hash_clip(item, known, None) for clip, item in audio.items()}
-    for file in sorted(memory.glob("hashes-*.jsonl")):
-        known.update({record["path"]: (record["stat"], record["hash"]) for record in _read_lines(file)})
-    with (memory / f"hashes-{process}.jsonl").open("a", encoding="utf-8") as file:
-        clips = tqdm(audio.items(), desc="hashing clips", unit=" clips", delay=2)
-        return {clip: _hash_clip(item, known, file) for clip, item in clips}
+    file = nullcontext()
+    if memory is not None:
+        memory.mkdir(parents=True, exist_ok=True)
+        for remembered in sorted(memory.glob("hashes-*.jsonl")):
+            known.update({record["path"]: (record["stat"], record["hash"]) for record in _read_lines(remembered)})
+        file = (memory / f"hashes-{team.index}.jsonl").open("a", encoding="utf-8")
+    clips = tqdm(team.share(list(audio)), desc="hashing clips", unit=" clips", delay=2)
+    with file as remember:
+        hashes = team.merge({clip: _hash_clip(audio[clip], known, remember) for clip in clips})
+    return {clip: hashes[clip] for clip in audio}
 
 
 def _hash_clip(audio, known: dict[str, tuple[list[int], str]], memory: TextIO | None) -> str:
     if isinstance(audio, dict):
         audio = audio.get("bytes") or audio.get("path") or np.asarray(audio["array"]).tobytes()
+    if hasattr(audio, "read"):
+        audio = audio.read()
     if isinstance(audio, bytes):
         return _digest(audio)
     if isinstance(audio, str) and audio.startswith(("http://", "https://")):
@@ -224,9 +258,7 @@ def cache_features(
     model=None,
     dtype: str = "float32",
     num_workers: int = 0,
-    process: int = 0,
-    num_processes: int = 1,
-    barrier: Callable[[], None] = lambda: None,
+    team: Team = ALONE,
 ) -> ClipFeatures:
     """Compute what is missing in the cache of these clips, and open it.
 
@@ -238,40 +270,44 @@ def cache_features(
         model: With `"audio_states"`, the model whose encoder is used; it computes where it is.
         dtype: `"float32"`, or `"float16"` for half the disk: scores then differ by about 1e-4.
         num_workers: Processes that decode files.
-        process, num_processes: This process' part of the work when several share it.
-        barrier: Waits for the other processes.
+        team: The processes that share the work.
 
     Raises:
         UndecodableClipsError: naming every clip that cannot be decoded, once all others are cached.
+        ValueError: if another process' part cannot be read here.
     """
     if kind not in KINDS or dtype not in DTYPES:
         raise ValueError(f"kind must be one of {KINDS} and dtype one of {tuple(DTYPES)}, got {kind!r} and {dtype!r}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    mine = dict(list(audio.items())[process::num_processes])
-    hash_clips(mine, folder, process)
-    barrier()
-    digests = hash_clips(audio, folder, process)  # the other processes' share is remembered by now
+    digests = hash_clips(audio, folder, team)
     if kind == "audio_states":
         shape = (model.config.num_audio_tokens, model.config.audio_config.hidden_size)
     else:
         extractor = processor.feature_extractor
         shape = tuple(extractor(np.zeros(1, np.float32), sampling_rate=SAMPLING_RATE)["input_features"][0].shape)
     cache = FeatureCache(folder / features_key(kind, processor, model, dtype), shape, dtype)
-    barrier()  # every process has seen the same cache before one of them adds to it
+    team.gather(None)  # every process has seen the same cache before one of them adds to it
 
     # Chunks are cut from all clips, not from the missing ones: a resumed writer then repeats the very same batches, whose
     # composition shows in the last bits of the encoder's output.
     distinct = list({digest: clip for clip, digest in reversed(digests.items())}.values())[::-1]
     chunks = [distinct[start : start + CHUNK] for start in range(0, len(distinct), CHUNK)]
     chunks = [chunk for chunk in chunks if any(digests[clip] not in cache for clip in chunk)]
-    errors = _fill(cache, chunks[process::num_processes], audio, digests, kind, processor, model, num_workers)
-    barrier()
+    errors = team.merge(_fill(cache, team.share(chunks), audio, digests, kind, processor, model, num_workers))
     cache.refresh()
-    missing = [clip for clip, digest in digests.items() if digest not in cache]
-    if missing:
-        errors.update({clip: ValueError(f"'{audio[clip]}' could not be decoded") for clip in missing if clip not in errors})
-        raise UndecodableClipsError(errors)
+    if errors:
+        first = {digests[clip]: clip for clip in errors}
+        for clip, digest in digests.items():
+            if digest in first and clip not in errors:
+                errors[clip] = ValueError(
+                    f"'{audio[clip]}' holds the same bytes as '{audio[first[digest]]}': {errors[first[digest]]}"
+                )
+        raise UndecodableClipsError(dict(sorted(errors.items())))
+    if missing := sum(digest not in cache for digest in digests.values()):
+        raise ValueError(
+            f"{missing} clips that other processes encoded are not in '{cache.folder}': the feature cache must be on a file "
+            "system that all machines share"
+        )
     return ClipFeatures(kind, cache, digests)
 
 
@@ -282,9 +318,7 @@ def _fill(cache, chunks, audio, digests, kind, processor, model, num_workers) ->
         return errors
     size = sum(map(len, chunks)) * cache.clip_bytes
     logger.info(f"caching {kind} of {sum(map(len, chunks))} clips ({size / 1e9:.1f} GB) in '{cache.folder}'")
-    # A generator of its own: the global one, which dropout draws from, must not know whether a cache was there.
-    generator = torch.Generator().manual_seed(0)
-    loader = DataLoader(_Waveforms(chunks, audio), batch_size=None, num_workers=num_workers, generator=generator)
+    loader = _loader(chunks, audio, num_workers)
     writer = cache.writer()
     training = model is not None and model.training
     try:
@@ -304,6 +338,23 @@ def _fill(cache, chunks, audio, digests, kind, processor, model, num_workers) ->
         if model is not None:
             model.train(training)
     return errors
+
+
+def undecodable_clips(audio: dict[int, object], num_workers: int = 0, team: Team = ALONE) -> dict[int, Exception]:
+    """The clips that cannot be decoded, by index, with what is wrong: for work that caches nothing."""
+    clips = team.share(list(audio))
+    chunks = [clips[start : start + CHUNK] for start in range(0, len(clips), CHUNK)]
+    errors = {}
+    if chunks:
+        for chunk, waveforms in tqdm(_loader(chunks, audio, num_workers), desc="decoding clips", unit="chunk", delay=2):
+            errors.update({clip: item for clip, item in zip(chunk, waveforms, strict=True) if isinstance(item, Exception)})
+    return team.merge(errors)
+
+
+def _loader(chunks: list[list[int]], audio: dict[int, object], num_workers: int) -> DataLoader:
+    # A generator of its own: the global one, which dropout draws from, must not know whether a cache was there.
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(_Waveforms(chunks, audio), batch_size=None, num_workers=num_workers, generator=generator)
 
 
 class _Waveforms(torch.utils.data.Dataset):

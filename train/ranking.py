@@ -13,11 +13,13 @@ from xacle.train.collate import PairCollator, PairDataset
 from xacle.train.data import PairTable, read_table
 from xacle.train.run import (
     RunRecord,
+    check_batches,
+    finish,
     logger,
     prepare_features,
     run_training,
-    save_final,
     set_up,
+    team_of,
     write_rejected,
 )
 from xacle.train.splits import check_overlap
@@ -48,14 +50,14 @@ def train_ranking(
     model, processor = build_model(XacleForAlignmentScoring, model_arguments, **fields)
 
     # States of the encoder serve as long as it is frozen and what it sees is not masked.
-    augmented = ranking.freq_mask_width or ranking.time_mask_width
+    augmented = model.config.freq_mask_width or model.config.time_mask_width
     frozen = model.config.freeze_audio_encoder
     kind = "audio_states" if frozen and not augmented else "fbank"
-    train, features = prepare_features(kind, train, model, processor, data, training)
+    train, features = prepare_features(kind, "train", train, model, processor, data, training)
     datasets = {"train_dataset": PairDataset(train, features)}
     if validation is not None:
         kind = "audio_states" if frozen else "fbank"
-        validation, features = prepare_features(kind, validation, model, processor, data, training)
+        validation, features = prepare_features(kind, "validation", validation, model, processor, data, training)
         datasets["eval_dataset"] = PairDataset(validation, features)
     if model_arguments.lora_r:
         model = add_lora(model, model_arguments)
@@ -67,20 +69,16 @@ def train_ranking(
     record = RunRecord(stage, arguments, tables)
     run_training(trainer, record, checkpoint)
 
-    metrics = {}
-    if validation is not None:
-        config = trainer.accelerator.unwrap_model(trainer.model).config
-        if label == "rating" and not (model_arguments.lora_r and model_arguments.lora_output == "adapter"):
-            prediction = trainer.predict(datasets["eval_dataset"])
-            try:
-                calibrate(config, prediction.predictions, prediction.label_ids)
-            except ValueError as error:
-                logger.warning(f"not calibrated: {error}")
-        metrics = trainer.evaluate()
-        record.add(validation_metrics=metrics)
-        logger.info("  ".join(f"{name} {metrics[f'eval_{name}']:.4f}" for name in ("SRCC", "LCC", "KTAU", "MSE")))
-    save_final(trainer, record, model_arguments.lora_output)
-    return metrics
+    adapter_only = model_arguments.lora_r and model_arguments.lora_output == "adapter"  # has no place for a calibration
+    title = "validation"
+    if validation is not None and label == "rating" and not adapter_only:
+        prediction = trainer.predict(datasets["eval_dataset"])
+        try:
+            calibrate(trainer.model.config, prediction.predictions, prediction.label_ids)
+            title = "validation, calibrated on it"
+        except ValueError as error:
+            logger.warning(f"not calibrated: {error}")
+    return finish(trainer, record, model_arguments.lora_output, title)
 
 
 def read_tables(
@@ -92,6 +90,9 @@ def read_tables(
     options = {} if listeners is None else dict(vars(listeners))
     train = read_table(data.train_file, data.audio_dir, label, data.on_error, **options)
     write_rejected(train, training, "train")
+    check_batches(len(train), training, train.source)
+    if label != "caption" and training.train_batch_size * training.world_size == 1:
+        raise ValueError("a list needs at least two pairs: raise --per_device_train_batch_size")
     if data.validation_file is None:
         logger.warning("without --validation_file nothing is evaluated and the last weights are kept")
         training.eval_strategy = IntervalStrategy.NO
@@ -106,5 +107,5 @@ def read_tables(
     if validation_label == "any" and len(validation) < 2:
         raise ValueError(f"'{validation.source}' has one usable pair; ranks need at least two")
     memory = None if data.feature_cache == "none" else Path(data.feature_cache)
-    check_overlap(train, validation, data.allow_overlap, memory, training.process_index)
+    check_overlap(train, validation, data.allow_overlap, memory, team_of(training))
     return train, validation

@@ -4,41 +4,75 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import platform
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import sort_checkpoints
+from transformers.utils import logging as transformers_logging
 
-from xacle.processing_xacle import XacleProcessor
-from xacle.scoring.tables import Problem, TableError, write_problems
+from xacle.scoring.metrics import METRICS
+from xacle.scoring.tables import TableError, write_problems
 from xacle.train.arguments import DataArguments
 from xacle.train.data import PairTable
-from xacle.train.feature_cache import ClipFeatures, UndecodableClipsError, cache_features
+from xacle.train.feature_cache import ClipFeatures, Team, UndecodableClipsError, cache_features, undecodable_clips
 
 logger = logging.getLogger(__name__)
 
 RUN_RECORD = "run.json"
+PATHS = ("model_name_or_path", "audio_encoder", "language_model")  # may be spelled in other ways
+UNCHANGEABLE = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "weight_decay",
+    "optim",
+    "seed",
+    "data_seed",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+)
+SHOWN_METRICS = ("eval_loss", "eval_caption_SRCC", "eval_SRCC", "eval_LCC", "eval_KTAU", "eval_MSE")
 RECORDED_PACKAGES = ("xacle", "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "soundfile", "soxr")
 
 
-def set_up(training: TrainingArguments, data: DataArguments) -> str | None:
-    """Messages, seeds and folders of a run, before anything is loaded; returns the checkpoint to go on from, if any."""
+def set_up(training: TrainingArguments, data: DataArguments, metrics: tuple[str, ...] = METRICS) -> str | None:
+    """Messages, seeds and folders of a run, checked before anything is loaded; returns the checkpoint to go on from, if any.
+
+    Args:
+        metrics: What `--metric_for_best_model` may be.
+    """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("xacle").setLevel(logging.INFO if training.process_index == 0 else logging.ERROR)
+    transformers_logging.disable_progress_bar()  # of reading and writing weights; training keeps its own
     checkpoint = checkpoint_to_resume(training)
+    best = training.metric_for_best_model
+    if best is not None:
+        training.metric_for_best_model = next((name for name in metrics if name.lower() == best.lower()), None)
+        if training.metric_for_best_model is None:
+            raise ValueError(f"--metric_for_best_model must be one of {', '.join(metrics)}, got {best!r}")
+    try:
+        for callback in get_reporting_integration_callbacks(training.report_to):
+            callback()
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"--report_to {' '.join(training.report_to)}: {error}") from error
+    for flag, folder in (("output_dir", training.output_dir), ("feature_cache", data.feature_cache)):
+        try:
+            if folder != "none":
+                Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--{flag} '{folder}' cannot be made: {error.strerror}") from error
     training.remove_unused_columns = False  # the collator reads sounds and captions, whatever the model's arguments
     training.label_names = ["labels"]
     training.dataloader_pin_memory &= training.device.type != "cpu"
     if training.data_seed is None:
         training.data_seed = training.seed  # one order of the data for all processes
-    if data.feature_cache != "none" and training.process_index == 0:
-        Path(data.feature_cache).mkdir(parents=True, exist_ok=True)
     set_seed(training.seed)  # new heads start alike in every process
     return checkpoint
 
@@ -55,64 +89,66 @@ def write_rejected(table: PairTable, training: TrainingArguments, name: str) -> 
         logger.warning(f"{len(table.problems)} rows of {table.source} are left out, listed with reasons in {path}")
 
 
+def team_of(training: TrainingArguments) -> Team:
+    """The run's processes, to share work among."""
+    return Team(training.process_index, training.world_size)
+
+
 def prepare_features(
-    kind: str, table: PairTable, model, processor: XacleProcessor, data: DataArguments, training: TrainingArguments
+    kind: str | None, role: str, table: PairTable, model, processor, data: DataArguments, training: TrainingArguments
 ) -> tuple[PairTable, ClipFeatures | None]:
-    """Fill the feature cache for a table's clips.
+    """Fill the feature cache for a table's clips; without a cache, make sure that all of them can be decoded.
+
+    Args:
+        kind: See [`cache_features`]; `None` for no cache.
+        role: What the table is for, in the names of files.
 
     Returns:
-        The table, without the pairs of clips that cannot be decoded (`on_error="skip"`), and its features; `None` without
-        a cache.
+        The table, without the pairs of clips that cannot be decoded (`on_error="skip"`), and its features, if cached.
 
     Raises:
         TableError: naming every clip that cannot be decoded (`on_error="stop"`).
     """
-    if data.feature_cache == "none":
-        return table, None
-    audio = table.used_audio
-    options = {
-        "dtype": data.feature_cache_dtype,
-        "num_workers": training.dataloader_num_workers,
-        "process": training.process_index,
-        "num_processes": training.world_size,
-        "barrier": torch.distributed.barrier if training.world_size > 1 else lambda: None,
-    }
-    if kind == "audio_states":
+    team, workers = team_of(training), training.dataloader_num_workers
+    cached = kind is not None and data.feature_cache != "none"
+    if cached and kind == "audio_states":
         model.to(training.device)
-        options["model"] = model
-    try:
-        return table, cache_features(kind, audio, processor, Path(data.feature_cache), **options)
-    except UndecodableClipsError as error:
-        problems = [
-            Problem(0, str(reason), {"wav_file_name": table.clips[clip]}) for clip, reason in sorted(error.errors.items())
-        ]
+
+    def cache(audio: dict) -> ClipFeatures:
+        return cache_features(kind, audio, processor, Path(data.feature_cache), model, data.feature_cache_dtype, workers, team)
+
+    features, errors = None, {}
+    if cached:
+        try:
+            features = cache(table.used_audio)
+        except UndecodableClipsError as error:
+            errors = error.errors
+    else:
+        errors = undecodable_clips(table.used_audio, workers, team)
+    if errors:
+        table = table.without_clips(errors)
         if data.on_error == "stop":
-            advice = "nothing was trained; mend them, or pass --on_error skip to leave their pairs out"
-            raise TableError(table.source, problems, advice, use="decoded") from error
-        kept = ~torch.isin(torch.from_numpy(table.clip_index), torch.tensor(list(error.errors))).numpy()
-        table = dataclasses.replace(table.take(kept), problems=problems)
-        write_rejected(table, training, f"{Path(table.source).stem}_undecodable")
-        audio = {clip: item for clip, item in audio.items() if clip not in error.errors}
-        return table, cache_features(kind, audio, processor, Path(data.feature_cache), **options)
+            advice = "nothing was trained; mend them, or leave them out (on_error: skip)"
+            raise TableError(table.source, table.problems, advice, use="decoded")
+        write_rejected(table, training, role)
+        if not len(table):
+            raise TableError(table.source, table.problems, "no row can be used", use="decoded")
+        features = cache(table.used_audio) if cached else None
+    return table, features
 
 
 # --- Resuming ------------------------------------------------------------------------------------------------------------
 
 
-def complete_checkpoints(output_dir: str, world_size: int = 1) -> list[str]:
-    """The checkpoints of a folder that were written to their end, oldest first: the trainer's state is written last."""
-    if not Path(output_dir).is_dir():
-        return []
-    complete = []
-    for folder in map(Path, sort_checkpoints(output_dir)):
-        try:
-            TrainerState.load_from_json(str(folder / "trainer_state.json"))
-        except (OSError, ValueError):
-            continue
-        names = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
-        if all((folder / name).is_file() for name in names):
-            complete.append(str(folder))
-    return complete
+def is_complete(checkpoint: str | Path, world_size: int = 1) -> bool:
+    """Whether a checkpoint was written to its end and can be resumed: the trainer's state is written last."""
+    folder = Path(checkpoint)
+    try:
+        TrainerState.load_from_json(str(folder / "trainer_state.json"))
+    except (OSError, ValueError):
+        return False
+    names = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
+    return all((folder / name).is_file() for name in names)
 
 
 def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
@@ -120,27 +156,46 @@ def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
 
     Raises:
         FileExistsError: for a new run in a folder that holds another's checkpoints or model.
-        FileNotFoundError: if the given checkpoint does not exist.
+        FileNotFoundError, ValueError: if the given checkpoint does not exist or cannot be resumed from.
     """
-    wanted = arguments.resume_from_checkpoint
-    complete = complete_checkpoints(arguments.output_dir, arguments.world_size)
+    wanted, output_dir = arguments.resume_from_checkpoint, Path(arguments.output_dir)
+    checkpoints = sort_checkpoints(str(output_dir)) if output_dir.is_dir() else []
+    complete = [folder for folder in checkpoints if is_complete(folder, arguments.world_size)]
     if wanted is None or str(wanted).lower() == "false":
-        if complete or (Path(arguments.output_dir) / RUN_RECORD).exists():
+        if complete or any(output_dir.glob("*.safetensors")):
             raise FileExistsError(
                 f"'{arguments.output_dir}' holds an earlier run: continue it with --resume_from_checkpoint last, or choose "
                 "another --output_dir"
             )
         return None
     if str(wanted).lower() in ("last", "true"):
+        if not complete and any((Path(folder) / "trainer_state.json").is_file() for folder in checkpoints):
+            raise ValueError(
+                f"the checkpoints in '{output_dir}' hold no state to resume from (save_only_model), or that of another "
+                f"number of processes than {arguments.world_size}"
+            )
         if not complete:
-            logger.warning(f"no complete checkpoint in '{arguments.output_dir}': starting from the beginning")
+            logger.warning(f"no complete checkpoint in '{output_dir}': starting from the beginning")
         return complete[-1] if complete else None
     if not Path(wanted).is_dir():
         raise FileNotFoundError(f"no checkpoint at '{wanted}'")
+    if not is_complete(wanted, arguments.world_size):
+        raise ValueError(f"'{wanted}' is not complete: it was not written to its end, or by another number of processes")
     return str(wanted)
 
 
 # --- The record ----------------------------------------------------------------------------------------------------------
+
+
+def _without_secrets(command: list[str]) -> list[str]:
+    """A command line, with the values of arguments such as `--hub_token` masked."""
+    shown, secret = [], False
+    for word in command:
+        name, equals, _ = word.partition("=")
+        names_a_token = name.startswith("--") and "token" in name and "embeddings" not in name
+        shown.append("***" if secret else f"{name}=***" if names_a_token and equals else word)
+        secret = names_a_token and not equals
+    return shown
 
 
 def _checksum(source: str | Path | None) -> str | None:
@@ -168,7 +223,7 @@ class RunRecord(TrainerCallback):
                 versions[package] = None
         self.record = {
             "stage": stage,
-            "command": sys.argv,
+            "command": _without_secrets(sys.argv),
             "started": _now(),
             "arguments": {
                 type(group).__name__: group.to_dict() if hasattr(group, "to_dict") else dataclasses.asdict(group)
@@ -189,6 +244,49 @@ class RunRecord(TrainerCallback):
         text = json.dumps(self.record, indent=2, ensure_ascii=False, default=str)
         (Path(folder) / RUN_RECORD).write_text(text + "\n", encoding="utf-8")
 
+    def continue_from(self, checkpoint: str) -> None:
+        """Take over the history of the run that wrote `checkpoint`.
+
+        Raises:
+            ValueError: if that run was told other tables or settings: going on would be neither the one nor the other.
+        """
+        file = Path(checkpoint) / RUN_RECORD
+        if not file.is_file():
+            return
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        changes = []
+        for role, now in self.record["data"].items():
+            before = earlier["data"].get(role, {})
+            if any(before.get(name) != now[name] for name in ("checksum", "pairs")):
+                before = f"{before.get('table')} ({before.get('pairs')} pairs)"
+                changes.append(f"{role} table: {before}, now {now['table']} ({now['pairs']} pairs)")
+        for group, values in json.loads(json.dumps(self.record["arguments"], default=str)).items():
+            before = earlier["arguments"].get(group, {})
+            names = values if group in ("ModelArguments", "RankingArguments", "TeacherArguments") else UNCHANGEABLE
+            changes += [
+                f"{name}: {before[name]}, now {values[name]}"
+                for name in names
+                if name in values and name in before and name not in PATHS and before[name] != values[name]
+            ]
+        if changes:
+            raise ValueError(
+                f"'{checkpoint}' cannot be continued: what it was told has changed ({'; '.join(changes)}). Start anew from "
+                f"its weights, with --model_name_or_path {checkpoint} and another --output_dir"
+            )
+        self.add(
+            resumed_from=checkpoint, earlier=[*earlier.get("earlier", []), {k: earlier[k] for k in ("started", "command")}]
+        )
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:  # not earlier: what cannot start leaves no trace
+            self.write(args.output_dir)
+        if state.best_global_step and args.load_best_model_at_end:
+            # Trainer forgets it if it is not where it was: the folder may have moved, or the path have been relative.
+            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            if not best.is_dir():
+                raise FileNotFoundError(f"the best checkpoint so far, '{best}', is gone: put it back, or start a new run")
+            state.best_model_checkpoint = str(best)
+
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.write(Path(args.output_dir) / f"checkpoint-{state.global_step}")
@@ -201,32 +299,65 @@ def _now() -> str:
 # --- The run -------------------------------------------------------------------------------------------------------------
 
 
+def check_batches(pairs: int, training: TrainingArguments, source: str) -> None:
+    """Raise `ValueError` if a table does not fill a batch, which is told before anything is computed."""
+    batch = training.train_batch_size * training.world_size
+    if training.dataloader_drop_last and pairs < batch:
+        raise ValueError(
+            f"{pairs} training pairs in {source} do not fill one batch of {batch}: lower --per_device_train_batch_size "
+            f"({training.per_device_train_batch_size})"
+        )
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Run a stage script; what the user can mend is told in one line, by one process, without a traceback."""
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
 def run_training(trainer: Trainer, record: RunRecord, checkpoint: str | None) -> None:
     """Train, from `checkpoint` if there is one, and leave the best model (with validation) or the last in the trainer."""
     arguments = trainer.args
     trainer.add_callback(record)
-    record.add(world_size=arguments.world_size, device=str(arguments.device), resumed_from=checkpoint)
-    if trainer.is_world_process_zero():
-        record.write(arguments.output_dir)
+    record.add(world_size=arguments.world_size, device=str(arguments.device), resumed_from=None)
+    if checkpoint is not None:
+        record.continue_from(checkpoint)
     # Whatever was drawn before (new heads, LoRA) must not move the run; processes must not share their dropout masks.
     set_seed(arguments.seed + arguments.process_index)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        saved = [Path(folder).name for folder in sort_checkpoints(arguments.output_dir)][-1:]
+        logger.warning(
+            f"\ninterrupted in step {trainer.state.global_step + 1} of {trainer.state.max_steps}; "
+            + (f"--resume_from_checkpoint last goes on from {saved[0]}" if saved else "nothing was saved yet")
+        )
+        raise
     record.add(finished=_now(), train_metrics=result.metrics, best_metric=trainer.state.best_metric)
     if trainer.is_world_process_zero():
         history = Path(arguments.output_dir) / "log_history.json"
         history.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
 
 
-def save_final(trainer: Trainer, record: RunRecord, lora_output: str = "merged") -> None:
-    """Write the model (with merged adapters, unless they are to stay alone), the processor and the record to `output_dir`."""
-    arguments = trainer.args
-    if hasattr(trainer.model, "merge_and_unload") and lora_output == "merged":
-        if trainer.is_world_process_zero():
-            merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-            merged.save_pretrained(arguments.output_dir)
-            trainer.processing_class.save_pretrained(arguments.output_dir)
-    else:
-        trainer.save_model(arguments.output_dir)
+def finish(trainer: Trainer, record: RunRecord, lora_output: str = "merged", title: str = "validation") -> dict[str, float]:
+    """Evaluate the final model; write it (adapters merged, unless they are to stay alone), its processor and the record.
+
+    Returns:
+        The validation metrics; empty without validation pairs.
+    """
+    output_dir = trainer.args.output_dir
+    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    record.add(validation_metrics=metrics)
     if trainer.is_world_process_zero():
-        record.write(arguments.output_dir)
-        logger.info(f"saved: {arguments.output_dir}")
+        record.write(output_dir)
+    if hasattr(trainer.model, "merge_and_unload") and lora_output == "merged":
+        trainer.model = trainer.model_wrapped = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+    trainer.save_model(output_dir)
+    if metrics:
+        logger.info(f"{title}: " + "  ".join(f"{name[5:]} {metrics[name]:.4f}" for name in metrics if name in SHOWN_METRICS))
+    logger.info(f"saved: {output_dir}")
+    return metrics

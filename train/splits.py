@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from xacle.scoring.tables import FILE_COLUMNS, column_of, read_rows
 from xacle.train.data import PairTable
-from xacle.train.feature_cache import hash_clips
+from xacle.train.feature_cache import ALONE, Team, hash_clips
 
 logger = logging.get_logger(__name__)
 
@@ -50,6 +50,8 @@ def split_table(
         FileExistsError: if a file is there already.
         ValueError: if the table lacks the column, or a row its value.
     """
+    if leave_one_out and not by:
+        raise ValueError("leaving one out needs --by, the column that says which, e.g. model_id")
     rows = read_rows(table)
     column = column_of(rows, (by,) if by else FILE_COLUMNS, table)
     for line, row in rows:
@@ -63,6 +65,9 @@ def split_table(
         if len(names) < 2:
             raise ValueError(f"'{table}' has one {column} only: there is nothing to leave out")
         fold_of_row = np.array([names.index(group) for group in groups])
+        files_of = [_file_name(name).lower() for name in names]
+        if alike := [name for name, file in zip(names, files_of, strict=True) if files_of.count(file) > 1]:
+            raise ValueError(f"the folds of {', '.join(map(repr, alike))} would have the same file names; rename one of them")
         names = [_file_name(name) for name in names]
     else:
         fold_of_row = k_fold(groups, folds, seed)
@@ -92,7 +97,7 @@ def _write_rows(file: Path, rows: list[dict]) -> None:
 
 
 def check_overlap(
-    train: PairTable, validation: PairTable, allow: bool = False, memory: Path | None = None, process: int = 0
+    train: PairTable, validation: PairTable, allow: bool = False, memory: Path | None = None, team: Team = ALONE
 ) -> None:
     """Compare two tables' clips by the content of their files, and their captions.
 
@@ -100,13 +105,13 @@ def check_overlap(
     validation number too good.
 
     Args:
-        memory, process: See [`hash_clips`].
+        memory, team: See [`hash_clips`].
 
     Raises:
         ValueError: for clips in both, unless `allow`.
     """
     hashes = [
-        {digest: table.clips[clip] for clip, digest in hash_clips(table.used_audio, memory, process).items()}
+        {digest: table.clips[clip] for clip, digest in hash_clips(table.used_audio, memory, team).items()}
         for table in (train, validation)
     ]
     shared = [(hashes[0][digest], name) for digest, name in hashes[1].items() if digest in hashes[0]]

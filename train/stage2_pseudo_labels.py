@@ -2,6 +2,7 @@
 
 from xacle.train.arguments import CONFIGS, DataArguments, ModelArguments, RankingArguments, parse_arguments
 from xacle.train.ranking import train_ranking
+from xacle.train.run import run_script
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -12,4 +13,4 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,6 +12,7 @@ from xacle.train.arguments import (
     parse_arguments,
 )
 from xacle.train.ranking import train_ranking
+from xacle.train.run import run_script
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -22,4 +23,4 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

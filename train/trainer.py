@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
 from transformers import EvalPrediction, Trainer
 
 from xacle.modeling_xacle import alignment_loss
@@ -54,12 +55,6 @@ class XacleTrainer(Trainer):
             )
         if self.is_fsdp_enabled and hasattr(self.model, "peft_config"):
             raise ValueError("LoRA adapters cannot be merged from FSDP's shards: use DDP, which they leave room for")
-        rows, batch = len(self.train_dataset or ()), self.args.train_batch_size * self.args.world_size
-        if self.train_dataset is not None and self.args.dataloader_drop_last and rows < batch:
-            raise ValueError(
-                f"{rows} training pairs do not fill one batch of {batch}: lower --per_device_train_batch_size "
-                f"({self.args.per_device_train_batch_size})"
-            )
 
     def get_eval_dataloader(self, eval_dataset=None):
         with self._keep_all_rows():
@@ -128,10 +123,8 @@ class CaptioningTrainer(XacleTrainer):
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.evaluate_captions is not None:
             model = self.accelerator.unwrap_model(self.model)
-            found = self.evaluate_captions(model) if self.is_world_process_zero() else {}
-            self.accelerator.wait_for_everyone()
+            found = broadcast_object_list([self.evaluate_captions(model) if self.is_world_process_zero() else None])[0]
             found = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-            if found:
-                self.log(found)
+            self.log(found)
             metrics.update(found)
         return metrics

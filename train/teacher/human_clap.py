@@ -18,23 +18,22 @@ cosine with the rating, both in units of 3.0 points: hence `y = rating / 10`, un
 weights told in configs/teacher.yaml.
 """
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, TrainingArguments
 
+from xacle.m2d_clap.modeling import LICENSE_NOTICE, MAX_LOGIT_SCALE
 from xacle.train.arguments import CONFIGS, DataArguments, ListenerArguments, parse_arguments
 from xacle.train.collate import PairDataset
 from xacle.train.ranking import read_tables
-from xacle.train.run import RunRecord, logger, run_training, save_final, set_up
+from xacle.train.run import RunRecord, finish, prepare_features, run_script, run_training, set_up
 from xacle.train.teacher.clap import ClapFrontEnd, ClapTeacher
 from xacle.train.trainer import XacleTrainer, compute_metrics, gather_rows
 
 MAX_RATING = 10.0
-MAX_LOG_SCALE = math.log(100)  # as in CLIP
-PROJECTIONS = {
+PROJECTION_PREFIXES = {
     "clap": ("audio_projection.", "text_projection.", "logit_scale"),
     "m2d_clap": ("audio_model.projection.", "logit_scale"),  # its captions have none
 }
@@ -65,6 +64,10 @@ class TeacherArguments:
     cosine_of_zero: float = field(
         default=0.0,
         metadata={"help": "The cosine a rating of 0 should have; that of 10 is 1. With -1, ratings are 5 + 5 * cosine."},
+    )
+
+    accept_m2d_license: bool = field(
+        default=False, metadata={"help": "Needed with push_to_hub for an M2D-CLAP, whose licence forbids distribution."}
     )
 
     def __post_init__(self):
@@ -117,7 +120,7 @@ def human_clap_loss(
 
 def choose_parameters(model: PreTrainedModel, arguments: TeacherArguments) -> None:
     """Set which parameters of a CLAP are trained."""
-    projections = PROJECTIONS[model.config.model_type]
+    projections = PROJECTION_PREFIXES[model.config.model_type]
     for name, parameter in model.named_parameters():
         if name.startswith("logit_scale"):
             parameter.requires_grad = arguments.wsce_weight > 0
@@ -177,7 +180,7 @@ class HumanClapTrainer(XacleTrainer):
         network = self.accelerator.unwrap_model(model)
         is_clap = network.config.model_type == "clap"
         log_scales = (network.logit_scale_a, network.logit_scale_t) if is_clap else (network.logit_scale, network.logit_scale)
-        scales = tuple(scale.clamp(max=MAX_LOG_SCALE).exp() for scale in log_scales)
+        scales = tuple(scale.clamp(0.0, MAX_LOGIT_SCALE).exp() for scale in log_scales)
         loss = human_clap_loss(audio, text, ratings, scales, self.teacher_arguments)
         return (loss, {"audio_embeds": audio, "text_embeds": text}) if return_outputs else loss
 
@@ -206,6 +209,14 @@ def train_teacher(
     checkpoint = set_up(training, data)
     train, validation = read_tables("rating", data, training, listeners)
     teacher = ClapTeacher.from_pretrained(arguments.model_name_or_path, device="cpu")
+    licensed = teacher.model.config.model_type == "m2d_clap"
+    if licensed and training.push_to_hub and not arguments.accept_m2d_license:
+        raise ValueError(
+            f"{LICENSE_NOTICE}\nPass --accept_m2d_license true if NTT allowed you to upload what is tuned from it."
+        )
+    tables = {"train": train} | ({} if validation is None else {"validation": validation})
+    for role, table in tables.items():  # a teacher's inputs are not cached, but damaged clips are told before any training
+        tables[role], _ = prepare_features(None, role, table, None, None, data, training)
     choose_parameters(teacher.model, arguments)
     trainer = HumanClapTrainer(
         teacher_arguments=arguments,
@@ -213,19 +224,12 @@ def train_teacher(
         args=training,
         data_collator=TeacherCollator(teacher.front_end),
         processing_class=teacher.processor,
-        train_dataset=PairDataset(train),
-        eval_dataset=None if validation is None else PairDataset(validation),
+        train_dataset=PairDataset(tables["train"]),
+        eval_dataset=PairDataset(tables["validation"]) if "validation" in tables else None,
     )
-    tables = {"train": train} | ({} if validation is None else {"validation": validation})
     record = RunRecord("teacher", [arguments, data, listeners, training], tables)
     run_training(trainer, record, checkpoint)
-    metrics = {}
-    if validation is not None:
-        metrics = trainer.evaluate()
-        record.add(validation_metrics=metrics)
-        logger.info("  ".join(f"{name} {metrics[f'eval_{name}']:.4f}" for name in ("SRCC", "LCC", "KTAU", "MSE")))
-    save_final(trainer, record)
-    return metrics
+    return finish(trainer, record)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -235,4 +239,4 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

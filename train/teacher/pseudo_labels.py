@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from xacle.scoring.tables import FILE_COLUMNS, Problem, TableError, check_suffix, shortest, stream_rows, write_problems
+from xacle.scoring.tables import TableError, check_suffix, shortest, write_problems
 from xacle.train.data import PairTable, read_table
 from xacle.train.feature_cache import FeatureCache, hash_clips
 from xacle.train.negatives import NEGATIVES_PER_PAIR, Negatives, draw_negatives
@@ -87,13 +87,11 @@ def pseudo_label(
 
     hashes = hash_clips(pairs.used_audio, feature_cache)
     clips, errors = embed_clips(teacher, pairs.used_audio, hashes, feature_cache, batch_size, num_workers)
+    pairs = pairs.without_clips(errors)
     problems = pairs.problems
-    if errors:
-        problems = sorted(problems + _rows_of(table, pairs, errors), key=lambda problem: problem.line)
-        if on_error == "stop":
-            advice = "nothing was labelled; mend them, or pass --on-error skip to leave them out"
-            raise TableError(table, problems, advice, use="labelled")
-        pairs = pairs.take(~np.isin(pairs.clip_index, list(errors)))
+    if errors and on_error == "stop":
+        advice = "nothing was labelled; mend them, or pass --on-error skip to leave them out"
+        raise TableError(table, problems, advice, use="labelled")
     rejected.unlink(missing_ok=True)  # an earlier run's
     if problems:
         write_problems(rejected, problems)
@@ -253,15 +251,3 @@ class _ClipBatches(torch.utils.data.Dataset):
                 errors[digest] = error
         inputs = self.front_end.audio_inputs(list(waveforms.values())) if waveforms else {}
         return list(waveforms), inputs, errors
-
-
-def _rows_of(table: Path, pairs: PairTable, errors: dict[int, Exception]) -> list[Problem]:
-    """The rows of a table that refer to clips with errors, as they stand in it."""
-    reasons = {pairs.clips[clip]: str(error) for clip, error in errors.items()}
-    told = {problem.line for problem in pairs.problems}
-    found = []
-    for line, row in stream_rows(table):
-        name = next((row[column] for column in FILE_COLUMNS if column in row), None)
-        if name in reasons and line not in told:
-            found.append(Problem(line, reasons[name], row))
-    return found
