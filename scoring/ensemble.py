@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from xacle.scoring.evaluate import read_predictions
+from xacle.scoring.evaluate import has_captions, read_predictions, shown
 from xacle.scoring.tables import ScoreWriter, check_suffix
 
 
@@ -32,25 +32,26 @@ def ensemble(members: list[Path], output: Path, low: float = 0.0, high: float = 
     """Average the ranks of several prediction files and write `output`, in the first file's order.
 
     Returns:
-        How many clips there are, and how many of them share their score with another.
+        How many pairs there are, and how many of them share their score with another.
 
     Raises:
-        ValueError: if a member lacks a clip another one has; nothing is filled in or left out.
+        ValueError: if a member lacks a pair another one has; nothing is filled in or left out.
     """
     check_suffix(output)
     if output.resolve() in [member.resolve() for member in members]:
         raise ValueError(f"'{output}' would overwrite a member; choose another --output")
-    tables = [read_predictions(member) for member in members]
-    names = list(dict.fromkeys(name for table in tables for name in table))
+    by_text = any(has_captions(member) for member in members)
+    tables = [read_predictions(member, by_text) for member in members]
+    pairs = list(dict.fromkeys(pair for table in tables for pair in table))
     for member, table in zip(members, tables, strict=True):
-        if missing := [name for name in names if name not in table]:
+        if missing := [pair for pair in pairs if pair not in table]:
             raise ValueError(
-                f"'{member}' lacks {len(missing)} of {len(names)} clips, among them {', '.join(missing[:5])}; all members "
-                "must score the same clips"
+                f"'{member}' lacks {len(missing)} of {len(pairs)} pairs, among them {shown(missing)}; all members must score "
+                "the same pairs"
             )
-    scores = rank_average(np.array([[table[name] for name in names] for table in tables]), low, high)
-    writer = ScoreWriter(output)
-    for name, score in zip(names, scores, strict=True):
-        writer.write(name, score)
+    scores = rank_average(np.array([[table[pair] for pair in pairs] for table in tables]), low, high)
+    writer = ScoreWriter(output, with_text=by_text)
+    for (name, text), score in zip(pairs, scores, strict=True):
+        writer.write(name, score, text)
     writer.finish()
-    return len(names), len(names) - int((np.unique(scores, return_counts=True)[1] == 1).sum())
+    return len(pairs), len(pairs) - int((np.unique(scores, return_counts=True)[1] == 1).sum())

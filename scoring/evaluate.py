@@ -14,9 +14,12 @@ PREDICTION_COLUMNS = ("pred_score", "prediction_score")  # the challenge's name;
 RATING_COLUMNS = ("average_score", "average_semantic_alignement_score", "score")
 
 
+Key = tuple[str, str | None]  # a pair: its clip, and its caption where clips have several
+
+
 @dataclass
 class Rating:
-    """One clip's ratings (or, alone in the list, their mean), and the system that made the clip, if known."""
+    """One pair's ratings (or, alone in the list, their mean), and the system that made the clip, if known."""
 
     ratings: list[float]
     model_id: str | None
@@ -52,43 +55,78 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def read_predictions(path: Path) -> dict[str, float]:
-    """CSV or JSONL with `wav_file_name` and `pred_score` -> `{wav_file_name: score}`, in the file's order.
+def lists_captions(rows: list[tuple[int, dict]], file_column: str) -> bool:
+    """Whether a clip occurs with several captions, so that its name alone does not say which pair a row is about."""
+    first = {}
+    return any(first.setdefault(row.get(file_column), row.get("text")) != row.get("text") for _, row in rows)
+
+
+def _key_of(row: dict, name: str, by_text: bool, table: Path, line: int) -> Key:
+    if by_text and not isinstance(row.get("text"), str):
+        raise ValueError(
+            f"'{table}', line {line}: '{name}' needs its caption, since clips occur with several; add a column text"
+        )
+    return name, row["text"] if by_text else None
+
+
+def shown(keys: list[Key]) -> str:
+    """The first few of some pairs, for messages."""
+    return ", ".join(name if text is None else f"{name} with '{text}'" for name, text in keys[:5])
+
+
+def read_predictions(path: Path, by_text: bool | None = None) -> dict[Key, float]:
+    """CSV or JSONL with `wav_file_name` and `pred_score` -> `{(wav_file_name, text): score}`, in the file's order.
+
+    Args:
+        by_text: Whether pairs are told apart by their captions; `text` is `None` in the keys otherwise. By default, if the
+            table lists a clip with several.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file and the line, also for a clip that is listed twice.
+        FileNotFoundError, ValueError: naming the file and the line, also for a pair that is listed twice.
     """
     rows = read_rows(path)
     file_column, score_column = column_of(rows, FILE_COLUMNS, path), column_of(rows, PREDICTION_COLUMNS, path)
+    by_text = lists_captions(rows, file_column) if by_text is None else by_text
     predictions = {}
     for line, row in rows:
         name = name_of(row, file_column, path, line)
-        if name in predictions:
-            raise ValueError(f"'{path}', line {line}: '{name}' is listed twice; one score a clip is needed")
-        predictions[name] = number_of(row, score_column, path, line)
+        key = _key_of(row, name, by_text, path, line)
+        if key in predictions:
+            hint = "" if by_text else "; of clips with several captions, the captions are needed in a column text"
+            raise ValueError(f"'{path}', line {line}: '{name}' is listed twice; one score a pair is needed{hint}")
+        predictions[key] = number_of(row, score_column, path, line)
     return predictions
 
 
-def read_ratings(path: Path) -> dict[str, Rating]:
-    """The challenge's rating files -> `{wav_file_name: Rating}`.
+def read_ratings(path: Path, by_text: bool | None = None) -> dict[Key, Rating]:
+    """The challenge's rating files -> `{(wav_file_name, text): Rating}`.
 
     Args:
-        path: CSV or JSONL with `wav_file_name` and `average_score`, or (then averaged a clip) `score` of single listeners;
+        path: CSV or JSONL with `wav_file_name` and `average_score`, or (then averaged a pair) `score` of single listeners;
             `model_id` is read where it exists.
+        by_text: See [`read_predictions`].
 
     Raises:
         FileNotFoundError, ValueError: naming the file and the line, also for a mean rating that is listed twice.
     """
     rows = read_rows(path)
     file_column, score_column = column_of(rows, FILE_COLUMNS, path), column_of(rows, RATING_COLUMNS, path)
-    ratings: dict[str, Rating] = {}
+    by_text = lists_captions(rows, file_column) if by_text is None else by_text
+    ratings: dict[Key, Rating] = {}
     for line, row in rows:
         name = name_of(row, file_column, path, line)
-        if name in ratings and score_column != "score":
+        key = _key_of(row, name, by_text, path, line)
+        if key in ratings and score_column != "score":
             raise ValueError(f"'{path}', line {line}: '{name}' is listed twice")
-        rating = ratings.setdefault(name, Rating([], row.get("model_id") or None))
+        rating = ratings.setdefault(key, Rating([], row.get("model_id") or None))
         rating.ratings.append(number_of(row, score_column, path, line))
     return ratings
+
+
+def has_captions(path: Path) -> bool:
+    """Whether a table lists a clip with several captions."""
+    rows = read_rows(path)
+    return lists_captions(rows, column_of(rows, FILE_COLUMNS, path))
 
 
 def evaluate(predictions: Path, ratings: Path, resamples: int = 1000) -> tuple[Evaluation, np.ndarray, np.ndarray]:
@@ -102,15 +140,16 @@ def evaluate(predictions: Path, ratings: Path, resamples: int = 1000) -> tuple[E
         The evaluation, and the predictions and mean ratings it is of, `[clips]` each, in the order of `ratings`.
 
     Raises:
-        ValueError: if a rated clip has no prediction (its absence would make another test set), or none is rated.
+        ValueError: if a rated pair has no prediction (its absence would make another test set), or none is rated.
     """
-    predicted, rated = read_predictions(predictions), read_ratings(ratings)
-    if missing := [name for name in rated if name not in predicted]:
+    by_text = has_captions(predictions) or has_captions(ratings)
+    predicted, rated = read_predictions(predictions, by_text), read_ratings(ratings, by_text)
+    if missing := [key for key in rated if key not in predicted]:
         raise ValueError(
-            f"'{predictions}' lacks {len(missing)} of the {len(rated)} clips in '{ratings}', among them "
-            f"{', '.join(missing[:5])}; score them all"
+            f"'{predictions}' lacks {len(missing)} of the {len(rated)} pairs in '{ratings}', among them "
+            f"{shown(missing)}; score them all"
         )
-    scores = np.array([predicted[name] for name in rated])
+    scores = np.array([predicted[key] for key in rated])
     means = np.array([rating.mean for rating in rated.values()])
     evaluation = Evaluation(alignment_metrics(scores, means), len(rated))
     if resamples:

@@ -19,7 +19,7 @@ def score_table(
     window: str = "mean",
     on_error: str = "stop",
 ) -> tuple[int, int]:
-    """Score every row of `table` and write `output`, in the table's order.
+    """Score every row of `table` and write `output`, in the table's order; with the captions, if clips have several.
 
     Args:
         on_error: `"stop"` raises [`TableError`] before any scoring if the check of the table finds rows that cannot be scored.
@@ -49,14 +49,16 @@ def score_table(
         write_problems(rejected, problems)
         raise TableError(table, problems, f"no row can be scored; all are listed in {rejected}")
 
-    writer = ScoreWriter(output)  # before the model is loaded: a place that cannot be written shows at once
+    captions = {pair.wav_file_name: pair.text for pair in pairs}  # one of several, if a clip has them
+    with_text = any(captions[pair.wav_file_name] != pair.text for pair in pairs)
+    writer = ScoreWriter(output, with_text)  # before the model is loaded: a place that cannot be written shows at once
     scored, late = 0, []
     try:
         scorer = Scorer.from_pretrained(model, device, dtype)
         results = scorer.score_each(((pair.audio, pair.text) for pair in pairs), batch_size, window)
         for pair, result in zip(pairs, tqdm(results, total=len(pairs), unit="pair"), strict=True):
             if result.error is None:
-                writer.write(pair.wav_file_name, result.score)
+                writer.write(pair.wav_file_name, result.score, pair.text)
                 scored += 1
             else:
                 late.append(Problem(pair.line, str(result.error), pair.row))

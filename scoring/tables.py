@@ -217,28 +217,31 @@ def shortest(score: float) -> str:
 
 
 class ScoreWriter:
-    """Writes `wav_file_name` and `pred_score`, row by row, as CSV or (by the suffix of `output`) JSONL.
+    """Writes `wav_file_name`, `text` (if asked for) and `pred_score`, row by row, as CSV or (by `output`'s suffix) JSONL.
 
     Until `finish` the rows stand in `<output>.part`, so that an interrupted job neither loses what it did nor leaves a table
     that looks complete.
     """
 
-    def __init__(self, output: Path):
+    def __init__(self, output: Path, with_text: bool = False):
         self.output = output
         self.part = output.with_name(output.name + ".part")
         if self.part.exists():
             raise FileExistsError(f"'{self.part}' holds what an interrupted job scored; move or delete it first")
         self.file = self.part.open("w", encoding="utf-8", newline="", buffering=1)  # a killed job keeps its lines
         self.is_jsonl = output.suffix.lower() == ".jsonl"
+        self.columns = ["wav_file_name", *(["text"] if with_text else []), "pred_score"]
         if not self.is_jsonl:
-            csv.writer(self.file).writerow(["wav_file_name", "pred_score"])
+            csv.writer(self.file).writerow(self.columns)
 
-    def write(self, wav_file_name: str, score: float) -> None:
+    def write(self, wav_file_name: str, score: float, text: str | None = None) -> None:
+        row = {"wav_file_name": wav_file_name, "text": text, "pred_score": shortest(score)}
+        row = {name: row[name] for name in self.columns}
         if self.is_jsonl:
-            row = {"wav_file_name": wav_file_name, "pred_score": float(shortest(score))}
+            row["pred_score"] = float(row["pred_score"])
             self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
         else:
-            csv.writer(self.file).writerow([wav_file_name, shortest(score)])
+            csv.writer(self.file).writerow(row.values())
 
     def close(self) -> None:
         self.file.close()

@@ -91,17 +91,12 @@ def test_the_command_captions_a_table_that_evaluate_reads(task, captioner, sente
     assert run.stdout.strip() == "A siren rises and falls in pitch"
 
 
-def test_scores_of_the_captioner_can_be_evaluated(task, captioner, tmp_path):
-    from xacle.scoring.evaluate import read_predictions
+def test_scores_of_the_captioner_can_be_evaluated(task, captioner):
+    from xacle.scoring.evaluate import evaluate
 
-    # One caption a clip: the file that `xacle evaluate` takes.
-    rows = rows_of(captioner[0] / "captions.csv")[::2]
-    path = tmp_path / "scores.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    assert len(read_predictions(path)) == len(rows)
+    folder, metrics = captioner
+    evaluation, _, _ = evaluate(folder / "captions.csv", task.folder / "validation.csv", resamples=0)
+    assert evaluation.metrics["SRCC"] == pytest.approx(metrics["eval_caption_SRCC"], abs=1e-6)
 
 
 def test_what_is_no_captioner_is_refused(task, captioner, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_scoring import command, read_scores, write_table
 
-from xacle.scoring.ensemble import rank_average
+from xacle.scoring.ensemble import ensemble, rank_average
 from xacle.scoring.evaluate import evaluate, read_ratings
 from xacle.scoring.metrics import alignment_metrics, bootstrap_intervals
 
@@ -110,7 +110,7 @@ def test_files_are_matched_by_name(files, panel, tmp_path):
 def test_listeners_are_averaged(tmp_path):
     rows = [("a.wav", "x", 4, "l1"), ("b.wav", "y", 8, "l1"), ("a.wav", "x", 7, "l2"), ("b.wav", "y", 9, "l3")]
     path = write_table(tmp_path / "listeners.csv", rows, ("wav_file_name", "text", "score", "listener_id"))
-    assert {name: rating.mean for name, rating in read_ratings(path).items()} == {"a.wav": 5.5, "b.wav": 8.5}
+    assert {name: rating.mean for (name, _), rating in read_ratings(path).items()} == {"a.wav": 5.5, "b.wav": 8.5}
 
 
 def test_the_command(files, tmp_path, panel):
@@ -128,7 +128,7 @@ def test_the_command(files, tmp_path, panel):
 @pytest.mark.parametrize(
     ("predictions", "message"),
     [
-        ("wav_file_name,pred_score\n00000.wav,1\n", "lacks 299 of the 300 clips"),
+        ("wav_file_name,pred_score\n00000.wav,1\n", "lacks 299 of the 300 pairs"),
         ("wav_file_name,score\n00000.wav,1\n", "needs the column pred_score"),
         ("wav_file_name,pred_score\n00000.wav,good\n", "line 2: pred_score must be a number, got 'good'"),
         ("wav_file_name,pred_score\n,1\n", "line 2: no wav_file_name"),
@@ -175,6 +175,36 @@ def test_the_ensemble_command(tmp_path):
     write_table(tmp_path / "b.csv", [("z.wav", 9), ("x.wav", 8), ("w.wav", 7)], header)
     result = command("ensemble", first, second, "--output", tmp_path / "e.csv")
     assert result.returncode == 1
-    assert "lacks 1 of 4 clips, among them w.wav" in result.stderr
+    assert "lacks 1 of 4 pairs, among them w.wav" in result.stderr
     assert "at least two" in command("ensemble", first, "--output", tmp_path / "e.csv").stderr
     assert "would overwrite a member" in command("ensemble", first, second, "--output", second).stderr
+
+
+def test_clips_with_several_captions_are_told_apart_by_them(tmp_path):
+    def write(name, header, rows):
+        with (tmp_path / name).open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+        return tmp_path / name
+
+    pairs = [("a.wav", "Rain"), ("a.wav", "A dog"), ("b.wav", "Rain"), ("b.wav", "A dog")]
+    rated = write(
+        "r.csv",
+        ["wav_file_name", "text", "average_score"],
+        [(*pair, score) for pair, score in zip(pairs, (9, 1, 2, 8), strict=True)],
+    )
+    scored = write(
+        "s.csv",
+        ["wav_file_name", "text", "pred_score"],
+        [(*pair, score) for pair, score in zip(pairs[::-1], (7, 3, 0, 9), strict=True)],
+    )
+    evaluation, scores, means = evaluate(scored, rated, resamples=0)
+    assert evaluation.pairs == 4 and scores.tolist() == [9, 0, 3, 7] and means.tolist() == [9, 1, 2, 8]
+    ensemble([scored, scored], tmp_path / "e.csv")
+    rows = list(csv.DictReader((tmp_path / "e.csv").open(newline="")))
+    assert [(row["wav_file_name"], row["text"]) for row in rows] == pairs[::-1]
+    nameless = write("n.csv", ["wav_file_name", "pred_score"], [("a.wav", 1), ("b.wav", 2)])
+    with pytest.raises(ValueError, match=r"n\.csv', line 2: 'a\.wav' needs its caption"):
+        evaluate(nameless, rated, resamples=0)
+    twice = write("t.csv", ["wav_file_name", "pred_score"], [("a.wav", 1), ("a.wav", 2)])
+    with pytest.raises(ValueError, match="listed twice; one score a pair is needed; of clips with several captions"):
+        evaluate(twice, write("u.csv", ["wav_file_name", "average_score"], [("a.wav", 1), ("b.wav", 2)]), resamples=0)

@@ -233,7 +233,7 @@ def test_a_table(tiny_folder, scorer, wav_dir, tmp_path, suffix):
     expected = scorer.score([wav_dir / name for name, _ in PAIRS], [text for _, text in PAIRS])
     np.testing.assert_allclose([score for _, score in rows], expected, atol=1e-5)
     if suffix == ".csv":
-        assert output.read_text().startswith("wav_file_name,pred_score")
+        assert output.read_text().startswith("wav_file_name,text,pred_score")  # a clip has several captions here
 
 
 def test_the_readme_spelling_and_files_beside_the_table(tiny_folder, wav_dir):
@@ -356,7 +356,7 @@ def test_outputs_that_would_do_harm_are_refused_before_any_work(tiny_folder, wav
     ("content", "message"),
     [
         ("wav_file_name,caption\nrain.wav,Rain\n", "needs the column text"),
-        ("wav_file_name;text\nrain.wav;Rain\n", "separated by commas"),
+        ("wav_file_name;text\nrain.wav;Rain\n", "separated by semicolons; save it with commas"),
         ('wav_file_name,text\nrain.wav,"Rain\nmore,more\n', "is a quote opened and never closed"),
         (b"wav_file_name,text\nrain.wav,caf\xe9\n", "save it as UTF-8"),
         ('{"wav_file_name": "rain.wav"\n', "line 1: "),
