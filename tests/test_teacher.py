@@ -402,3 +402,23 @@ def test_a_run_without_a_model_or_table_is_refused(clap_folder, ratings, tmp_pat
     arguments = command_line(clap_folder, ratings, tmp_path / "run", per_device_train_batch_size=400)
     with pytest.raises(ValueError, match=r"320 training pairs in .* do not fill one batch of 400"):
         main(arguments)
+
+
+def test_an_m2d_clap_is_not_uploaded_without_the_flag(ratings, tmp_path):
+    from transformers import BertConfig, BertTokenizer
+
+    from xacle.m2d_clap.configuration import M2dClapAudioConfig, M2dClapConfig
+    from xacle.m2d_clap.modeling import M2dClapModel
+    from xacle.m2d_clap.processing import M2dClapFeatureExtractor, M2dClapProcessor
+
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))
+    tokenizer = BertTokenizer(str(vocabulary))
+    text = BertConfig(vocab_size=5, hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64)
+    audio = M2dClapAudioConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=1)
+    M2dClapModel(M2dClapConfig(audio_config=audio, text_config=text)).save_pretrained(tmp_path / "m2d")
+    M2dClapProcessor(M2dClapFeatureExtractor(), tokenizer).save_pretrained(tmp_path / "m2d")
+    arguments = command_line(tmp_path / "m2d", ratings, tmp_path / "run", push_to_hub="true", hub_model_id="someone/something")
+    with pytest.raises(ValueError, match=r"(?s)EVALUATION.*--accept_m2d_license true"):
+        main(arguments)
+    assert not list((tmp_path / "run").glob("*"))

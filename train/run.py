@@ -128,7 +128,7 @@ def prepare_features(
     if errors:
         table = table.without_clips(errors)
         if data.on_error == "stop":
-            advice = "nothing was trained; mend them, or leave them out (on_error: skip)"
+            advice = "nothing was trained; mend them, or leave them out (--on_error skip)"
             raise TableError(table.source, table.problems, advice, use="decoded")
         write_rejected(table, training, role)
         if not len(table):
