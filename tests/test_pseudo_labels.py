@@ -2,9 +2,10 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,23 +131,32 @@ def test_another_teacher_shares_nothing(teacher, captions, tmp_path, embedded):
     assert len([folder for folder in (tmp_path / "cache").iterdir() if folder.is_dir()]) == 4
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from xacle.train.teacher.clap import ClapTeacher
+from xacle.train.teacher.pseudo_labels import pseudo_label
+
+teacher, table, calls = ClapTeacher.from_pretrained(sys.argv[1], device="cpu"), Path(sys.argv[2]), []
+embed = teacher.embed_audio_inputs
+
+def embed_twice(inputs):
+    calls.append(inputs)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return embed(inputs)
+
+teacher.embed_audio_inputs = embed_twice
+folder = table.parent
+pseudo_label(teacher, table, folder / "labels.csv", folder / "wav", feature_cache=folder / "cache", batch_size=4)
+"""
+
+
 def test_a_killed_job_goes_on_where_it_was(teacher, captions, tmp_path, embedded):
     label(teacher, captions, "whole.csv", feature_cache=tmp_path / "whole")
-    child = os.fork()
-    if not child:
-        calls = []
-        embed = teacher.embed_audio_inputs
-
-        def embed_twice(inputs):
-            calls.append(inputs)
-            if len(calls) == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return embed(inputs)
-
-        teacher.embed_audio_inputs = embed_twice
-        label(teacher, captions)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    arguments = [teacher.model.config.name_or_path, str(captions)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     (tmp_path / "labels.csv.part").write_text("wav_file_name,text\nhalf a ro")
     embedded.update(clips=0, captions=0)
     label(teacher, captions)
