@@ -16,12 +16,7 @@ from xacle.train.arguments import ModelArguments
 
 logger = logging.get_logger(__name__)
 
-SPECIAL_TOKENS = {
-    "audio_start_token_id": "<|AUDIO_START|>",
-    "audio_end_token_id": "<|AUDIO_END|>",
-    "score_token_id": "<|SCORE|>",
-    "audio_token_id": "<|AUDIO|>",
-}
+SPECIAL_TOKENS = ("<|AUDIO_START|>", "<|AUDIO_END|>", "<|SCORE|>", "<|AUDIO|>")
 
 
 def build_model(
@@ -116,9 +111,7 @@ def assemble(
     with _quiet(), _named(language_model):
         decoder = AutoModel.from_pretrained(language_model, dtype="float32", trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(language_model, trust_remote_code=False)
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": list(SPECIAL_TOKENS.values())}, replace_extra_special_tokens=False
-    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)}, replace_extra_special_tokens=False)
     if len(tokenizer) > decoder.config.vocab_size:  # Qwen's table has rows to spare
         decoder.resize_token_embeddings(len(tokenizer))
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -131,7 +124,7 @@ def assemble(
         text_config=AutoConfig.for_model(**decoder.config.to_dict()),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        **{name: getattr(processor, name) for name in SPECIAL_TOKENS},
+        **{name: getattr(processor, name) for name in XacleConfig.special_token_names},
         **fields,
     )
     model = model_class(config)
@@ -170,7 +163,7 @@ def add_lora(model: PreTrainedModel, arguments: ModelArguments):
         lora_dropout=arguments.lora_dropout,
         target_modules=rf".*language_model\..*\.({'|'.join(arguments.lora_target_modules)})",
         modules_to_save=[name for name in ("multi_modal_projector", "score_head") if _has_module(model, name)],
-        trainable_token_indices={embeddings: [getattr(model.config, name) for name in SPECIAL_TOKENS]},
+        trainable_token_indices={embeddings: [getattr(model.config, name) for name in XacleConfig.special_token_names]},
     )
     adapted = get_peft_model(model, config)
     base = arguments.model_name_or_path

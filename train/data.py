@@ -119,7 +119,6 @@ def read_table(
     on_error: str = "stop",
     listener_screening: float | None = None,
     listener_standardization: bool = False,
-    check_audio: bool = True,
 ) -> PairTable:
     """
     Args:
@@ -130,7 +129,6 @@ def read_table(
         on_error: `"stop"` raises on the first table with rows that cannot be used, naming them all; `"skip"` leaves those
             rows out and lists them in `problems`.
         listener_screening, listener_standardization: See [`pair_ratings`]; for tables of single listeners' ratings.
-        check_audio: Whether to look at every clip's header.
 
     Raises:
         TableError: see `on_error`; also if no row can be used.
@@ -144,7 +142,7 @@ def read_table(
     audio_dir = folder if audio_dir is None else Path(audio_dir)
     if audio_dir is None:
         audio_dir = Path()
-    reader = _Reader(name, label, audio_dir, check_audio, stored)
+    reader = _Reader(name, label, audio_dir, stored)
     for line, row in tqdm(rows, desc=f"reading {Path(name).name}", unit=" rows", delay=2):
         reader.add(line, row)
     table = reader.finish(listener_screening, listener_standardization)
@@ -199,8 +197,8 @@ def _open_table(source) -> tuple[str, Iterator[tuple[int, dict]], Path | None, o
 class _Reader:
     """Collects a table's rows, and everything that is wrong with them."""
 
-    def __init__(self, name: str, label: str, audio_dir: Path, check_audio: bool, stored):
-        self.name, self.label, self.audio_dir, self.check_audio, self.stored = name, label, audio_dir, check_audio, stored
+    def __init__(self, name: str, label: str, audio_dir: Path, stored):
+        self.name, self.label, self.audio_dir, self.stored = name, label, audio_dir, stored
         self.label_columns = LABEL_COLUMNS[label]
         self.file_column = self.label_column = None
         self.columns: set[str] = set()
@@ -284,7 +282,7 @@ class _Reader:
             elif isinstance(sound, dict) and sound.get("bytes") is not None:
                 sound = _StoredSound(self.stored, line - 1)  # 300 kB a clip would not fit in memory
             self.audio.append(sound)
-            self.clip_problems.append(header_problem(sound) if self.check_audio and isinstance(sound, Path) else None)
+            self.clip_problems.append(header_problem(sound) if isinstance(sound, Path) else None)
         return clip
 
     def finish(self, listener_screening: float | None, listener_standardization: bool) -> PairTable:

@@ -109,11 +109,18 @@ def _hash_clip(audio, known: dict[str, tuple[list[int], str]], memory: TextIO | 
     stat = os.stat(path)
     signature = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     if path not in known or known[path][0] != signature:
-        with open(path, "rb") as file:
-            known[path] = (signature, hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=HASH_BYTES)).hexdigest())
+        known[path] = (signature, file_digest(path, hashlib.blake2b(digest_size=HASH_BYTES)))
         if memory is not None:
             memory.write(json.dumps({"path": path, "stat": signature, "hash": known[path][1]}) + "\n")
     return known[path][1]
+
+
+def file_digest(path: str | Path, digest) -> str:
+    """The hex digest of a file's bytes. (`hashlib.file_digest` needs Python 3.11.)"""
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _digest(content: bytes) -> str:

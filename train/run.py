@@ -22,7 +22,14 @@ from xacle.scoring.metrics import METRICS
 from xacle.scoring.tables import TableError, write_problems
 from xacle.train.arguments import DataArguments
 from xacle.train.data import PairTable
-from xacle.train.feature_cache import ClipFeatures, Team, UndecodableClipsError, cache_features, undecodable_clips
+from xacle.train.feature_cache import (
+    ClipFeatures,
+    Team,
+    UndecodableClipsError,
+    cache_features,
+    file_digest,
+    undecodable_clips,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -201,8 +208,7 @@ def _without_secrets(command: list[str]) -> list[str]:
 def _checksum(source: str | Path | None) -> str | None:
     if source is None or not Path(source).is_file():
         return None
-    with open(source, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    return "sha256:" + file_digest(source, hashlib.sha256())
 
 
 class RunRecord(TrainerCallback):
