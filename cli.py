@@ -61,16 +61,28 @@ def score(
     on_error: Annotated[
         OnError, typer.Option(help="Rows that cannot be scored: stop before any work, or skip and list them in a file.")
     ] = OnError.stop,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode the table's files; chosen by their number by default.")
+    ] = None,
+    num_shards: Annotated[int | None, typer.Option(min=1, help="Processes or machines that share the table.")] = None,
+    shard: Annotated[int | None, typer.Option(min=0, help="The number of this one, from 0.")] = None,
 ):
     """Score one sound and caption, or a table of them.
 
     xacle score --model DIR --audio dog.wav --text "A dog barks"
 
     xacle score --model DIR --input pairs.csv --audio-dir wav --output scores.csv
+
+    An interrupted table goes on where it stopped when the same command is given again.
+
+    With --num-shards and --shard, or under torchrun or accelerate launch, each process scores a share of the clips and
+    leaves it beside the output as OUTPUT.shard-I-of-N; the one that finishes last writes the output, in the table's order.
     """
     given = [option is not None for option in (audio, text, input, output)]
     if given not in ([True, True, False, False], [False, False, True, True]):
         raise typer.BadParameter("pass either --audio and --text, or --input and --output")
+    if (num_shards is None) != (shard is None):
+        raise typer.BadParameter("pass both --num-shards and --shard, or neither")
     if Path(model).is_dir():
         from transformers.utils import logging
 
@@ -87,16 +99,22 @@ def score(
         typer.echo(shortest(scorer.score([waveform], [text], batch_size, window.value)[0]))
     else:
         from xacle.scoring.score_table import score_table
+        from xacle.scoring.shards import Shard
 
-        table_options = (batch_size, device, dtype.value, window.value, on_error.value)
+        part = None if shard is None else Shard(shard, num_shards)
+        options = (batch_size, device, dtype.value, window.value, on_error.value, workers, part)
         try:
-            scored, rejected = score_table(model, input, audio_dir or input.parent, output, *table_options)
+            report = score_table(model, input, audio_dir or input.parent, output, *options)
         except KeyboardInterrupt as error:
             typer.secho(f"\n{str(error) or 'interrupted; nothing was scored'}", fg="red", err=True)
             raise typer.Exit(130) from error
-        typer.echo(f"{scored} pairs scored: {output}", err=True)
-        if rejected:
-            typer.echo(f"{rejected} rows skipped, listed with reasons in {output}.rejected.csv", err=True)
+        if report.unfinished:
+            others = ", ".join(map(str, report.unfinished))
+            typer.echo(f"{report.scored} pairs scored; {output} is written when shard {others} finishes as well", err=True)
+            return
+        typer.echo(f"{report.scored} pairs scored: {output}", err=True)
+        if report.rejected:
+            typer.echo(f"{report.rejected} rows skipped, listed with reasons in {output}.rejected.csv", err=True)
 
 
 @app.command()
