@@ -39,6 +39,12 @@ def print_version(wanted: bool):
         raise typer.Exit
 
 
+def batch_size_of(given: str) -> int | str:
+    if given != "auto" and not (given.isdecimal() and int(given) > 0):
+        raise typer.BadParameter(f"must be 'auto' or a number from 1, got {given!r}")
+    return given if given == "auto" else int(given)
+
+
 @app.callback()
 def options(
     _: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")] = False,
@@ -54,7 +60,12 @@ def score(
     input: Annotated[Path | None, typer.Option(help="A table (.csv, .jsonl) with wav_file_name and text.")] = None,
     audio_dir: Annotated[Path | None, typer.Option(help="Folder of the table's files; by default the table's own.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write wav_file_name and pred_score (.csv, .jsonl).")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="10 s windows scored at once.")] = 16,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            parser=batch_size_of, metavar="auto|N", help="10 s windows scored at once; auto takes fewer when memory is short."
+        ),
+    ] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; the best there is by default.")] = None,
     dtype: Annotated[Dtype, typer.Option(help="Precision of the weights.")] = Dtype.float32,
     window: Annotated[Window, typer.Option(help="Clips over 10 s: average of 10 s windows, or the first only.")] = Window.mean,
@@ -312,7 +323,7 @@ def main():
     """Run the command; what the user can mend is told in one line, without a traceback."""
     try:
         app()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:

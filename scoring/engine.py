@@ -13,11 +13,14 @@ from itertools import islice
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from transformers.utils import logging
 
 from xacle.processing_xacle import SAMPLING_RATE, XacleFeatureExtractor, load_waveform
 from xacle.scoring.tables import is_unicode
 
-BATCH_SIZE = 16
+logger = logging.get_logger(__name__)
+
+CPU_BATCH_SIZE, ACCELERATOR_BATCH_SIZE = 16, 128  # what "auto" starts with: a CPU gains nothing from larger ones
 LOOKAHEAD = 4  # batches whose rows are sorted by length together
 REMEMBERED = 64  # windows whose audio tokens (360 kB each at full size) are kept for sounds that come again
 
@@ -119,16 +122,20 @@ class Engine:
 
     Args:
         scorer: Its `encode` and `rate` do the computing.
-        batch_size: Windows encoded, and windows with captions rated, at once.
+        batch_size: Windows encoded, and windows with captions rated, at once. `"auto"` starts with 16 on a CPU and 128
+            elsewhere, and halves this whenever memory is short.
         window: `"mean"` or `"first"`, see [`Scorer.score`].
         workers: Processes that decode.
     """
 
-    def __init__(self, scorer, batch_size: int = BATCH_SIZE, window: str = "mean", workers: int = 0):
+    def __init__(self, scorer, batch_size: int | str = "auto", window: str = "mean", workers: int = 0):
         if window not in ("mean", "first"):
             raise ValueError(f"window must be 'mean' or 'first', got {window!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.backs_off = batch_size == "auto"
+        if self.backs_off:
+            batch_size = CPU_BATCH_SIZE if scorer.model.device.type == "cpu" else ACCELERATOR_BATCH_SIZE
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be 'auto' or at least 1, got {batch_size!r}")
         self.scorer, self.batch_size, self.window, self.workers = scorer, batch_size, window, workers
         self.remembered: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
@@ -137,6 +144,7 @@ class Engine:
 
         Raises:
             ChildProcessError: if a process that decodes dies.
+            MemoryError: if a batch, with `"auto"` even a single row, does not fit into memory.
         """
         try:
             yield from self._results(clips)
@@ -215,7 +223,28 @@ class Engine:
         return self.scorer.rate([row.caption for row in rows], [row.audio for row in rows])
 
     def _in_batches(self, items: list, compute: Callable[[list], Iterable]) -> Iterator[tuple]:
-        """Each item with what `compute` makes of it."""
-        for start in range(0, len(items), self.batch_size):
+        """Each item with what `compute` makes of it; in smaller batches from the first that does not fit into memory on."""
+        start = 0
+        while start < len(items):
             batch = items[start : start + self.batch_size]
-            yield from zip(batch, compute(batch), strict=True)
+            try:
+                computed = compute(batch)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if not self.backs_off or len(batch) == 1:
+                    advice = "a smaller --batch-size" if self.batch_size > 1 else "--dtype bfloat16"
+                    raise MemoryError(f"not enough memory for batches of {len(batch)}: try {advice} ({error})") from None
+                computed = None
+            if computed is None:  # here, where no traceback holds the batch's tensors any more
+                self.batch_size = len(batch) // 2
+                logger.warning(f"not enough memory for batches of {len(batch)}: going on with {self.batch_size}")
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            yield from zip(batch, computed, strict=True)
+            start += len(batch)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from xacle.scoring.clips import same_content
-from xacle.scoring.engine import BATCH_SIZE, Clip, Engine
+from xacle.scoring.engine import Clip, Engine
 from xacle.scoring.journal import Journal, describe_job, read_journal
 from xacle.scoring.scorer import Scorer, check_model_folder, usable_device
 from xacle.scoring.shards import Shard, device_of_process
@@ -38,7 +38,7 @@ def score_table(
     table: Path,
     audio_dir: Path,
     output: Path,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | str = "auto",
     device: str | None = None,
     dtype: str = "float32",
     window: str = "mean",
@@ -64,7 +64,7 @@ def score_table(
             (with `"stop"`), and if no row could be scored.
         FileNotFoundError, ValueError: for a table, output or model that cannot be used.
         FileExistsError: if another process scores for the same output.
-        ChildProcessError: if a process that decodes dies.
+        ChildProcessError, MemoryError: see [`Engine.results`].
     """
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
@@ -150,7 +150,7 @@ def score_clips(
     pairs: list[Pair],
     clips: list[Clip],
     journal: Journal,
-    batch_size: int,
+    batch_size: int | str,
     window: str,
     workers: int,
 ) -> None:

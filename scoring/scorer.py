@@ -14,7 +14,7 @@ from tqdm import tqdm
 from xacle.configuration_xacle import XacleConfig
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleProcessor
-from xacle.scoring.engine import BATCH_SIZE, Clip, Engine, PairResult
+from xacle.scoring.engine import Clip, Engine, PairResult
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -107,7 +107,7 @@ class Scorer:
         self,
         audio: Sequence,
         text: Sequence[str],
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | str = "auto",
         window: str = "mean",
         progress: bool = False,
         workers: int = 0,
@@ -116,7 +116,7 @@ class Scorer:
         Args:
             audio: Sounds, by path, URL, bytes, dict or 16 kHz array. One that is given several times is encoded once.
             text: A caption for each.
-            batch_size: Windows scored at once. Scores agree to 1e-5 whatever it is.
+            batch_size: Windows scored at once: a number or `"auto"`, see [`Engine`]. Scores agree to 1e-5 whatever it is.
             window: `"mean"` scores clips over 10 s in windows of 10 s and averages by duration; `"first"` only scores the
                 first 10 s, as the authors' code does.
             progress: Whether to show a progress bar.
@@ -126,7 +126,7 @@ class Scorer:
             Ratings on the 0-10 scale `[pairs]`, float32, in the order given.
 
         Raises:
-            The error of the first clip that cannot be scored, see [`load_waveform`]; `ChildProcessError` if a worker dies.
+            The error of the first clip that cannot be scored, see [`load_waveform`]; also those of [`Engine.results`].
         """
         if isinstance(text, str) or len(audio) != len(text):
             given = repr(text) if isinstance(text, str) else f"{len(text)} captions"
@@ -144,7 +144,7 @@ class Scorer:
         return scores
 
     def score_each(
-        self, pairs: Iterable[tuple[object, str]], batch_size: int = BATCH_SIZE, window: str = "mean", workers: int = 0
+        self, pairs: Iterable[tuple[object, str]], batch_size: int | str = "auto", window: str = "mean", workers: int = 0
     ) -> Iterator[PairResult]:
         """Like [`Scorer.score`] for a stream of `(audio, caption)`: a result a pair, in order; a bad clip sinks only itself.
 

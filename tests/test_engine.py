@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 
 from xacle.demo.random_weights import make_sound
 from xacle.modeling_beats import BeatsModel
@@ -44,6 +46,8 @@ def wav_dir(tmp_path_factory):
 NAMES = [*(f"{number}.wav" for number in range(8)), "long.wav", "copy.wav"]
 PAIRS = [(name, caption) for caption in CAPTIONS for name in NAMES]  # a clip's captions stand far apart
 WINDOWS = 8 + 3  # distinct ones
+ROWS = len(PAIRS) + 2 * len(CAPTIONS)  # the long clip has three windows
+CPU_OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ..."
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,63 @@ def test_a_worker_that_dies_is_told(scorer, wav_dir):
         scorer.score([wav_dir / "0.wav", FatalSound(), wav_dir / "1.wav"], ["Rain"] * 3, workers=1)
 
 
+# --- Memory --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(CPU_OUT_OF_MEMORY)])
+def test_auto_batches_shrink_until_they_fit(scorer, wav_dir, expected, monkeypatch, error):
+    sizes = []
+
+    def limit(compute):
+        def limited(self, inputs, *others):
+            if len(inputs) > 3:
+                raise error
+            sizes.append(len(inputs))
+            return compute(self, inputs, *others)
+
+        return limited
+
+    monkeypatch.setattr(Scorer, "encode", limit(Scorer.encode))
+    monkeypatch.setattr(Scorer, "rate", limit(Scorer.rate))
+    audio, text = [wav_dir / name for name, _ in PAIRS], [caption for _, caption in PAIRS]
+    np.testing.assert_allclose(scorer.score(audio, text, batch_size="auto"), expected, atol=1e-5)
+    assert max(sizes) == 2  # 16, 8, 4, 2
+    assert sum(sizes) == WINDOWS + ROWS
+    with pytest.raises(MemoryError, match="not enough memory for batches of 5: try a smaller --batch-size"):
+        scorer.score(audio, text, batch_size=5)
+
+
+def test_a_large_table_costs_little_time_and_memory(tiny_folder, tmp_path, monkeypatch):
+    """100,000 rows through a model that takes no time: what is left is reading, sorting and writing."""
+    alive, most = 0, 0
+
+    def encode(self, fbank):
+        nonlocal alive, most
+        tokens = torch.zeros(len(fbank), 100, 896)
+        alive, most = alive + len(fbank), max(most, alive + len(fbank))
+        weakref.finalize(tokens, forget, len(fbank))
+        return tokens
+
+    def forget(windows):
+        nonlocal alive
+        alive -= windows
+
+    monkeypatch.setattr(Scorer, "encode", encode)
+    monkeypatch.setattr(Scorer, "rate", lambda self, captions, audio: np.float32([len(caption) for caption in captions]))
+    rng = np.random.default_rng(0)
+    for number in range(300):
+        sf.write(tmp_path / f"{number}.wav", rng.standard_normal(1600) / 10, 16000)
+    rows = [(f"{number % 300}.wav", "x" * (1 + number % 97)) for number in range(100_000)]
+    table, output = write_table(tmp_path / "pairs.csv", rows), tmp_path / "scores.csv"
+    start = time.process_time()
+    score_table(str(tiny_folder), table, tmp_path, output, device="cpu")
+    assert time.process_time() - start < 60
+    assert most < 200  # windows whose audio tokens are held: those that rows wait for, and the remembered ones
+    with output.open(newline="") as file:
+        written = [(row["wav_file_name"], row["text"], float(row["pred_score"])) for row in csv.DictReader(file)]
+    assert written == [(name, text, len(text)) for name, text in rows]
+
+
 # --- Interrupted jobs ----------------------------------------------------------------------------------------------------
 
 
@@ -176,9 +237,6 @@ def rated(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(Scorer, "rate", counting)
     return counts
-
-
-ROWS = len(PAIRS) + 2 * len(CAPTIONS)  # the long clip has three windows
 
 
 def test_an_interrupted_job_goes_on(interrupted, expected, rated, tmp_path, capsys):
