@@ -21,6 +21,7 @@ class Dtype(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    int8 = "int8"
 
 
 class Window(str, Enum):
@@ -67,7 +68,7 @@ def score(
         ),
     ] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; the best there is by default.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the weights.")] = Dtype.float32,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the weights; int8 is for CPUs.")] = Dtype.float32,
     window: Annotated[Window, typer.Option(help="Clips over 10 s: average of 10 s windows, or the first only.")] = Window.mean,
     on_error: Annotated[
         OnError, typer.Option(help="Rows that cannot be scored: stop before any work, or skip and list them in a file.")

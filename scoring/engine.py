@@ -136,7 +136,8 @@ class Engine:
             batch_size = CPU_BATCH_SIZE if scorer.model.device.type == "cpu" else ACCELERATOR_BATCH_SIZE
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be 'auto' or at least 1, got {batch_size!r}")
-        self.scorer, self.batch_size, self.window, self.workers = scorer, batch_size, window, workers
+        self.batch_size = min(batch_size, scorer.max_batch_size or batch_size)
+        self.scorer, self.window, self.workers = scorer, window, workers
         self.remembered: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
     def results(self, clips: Iterable[Clip]) -> Iterator[tuple[int, PairResult]]:

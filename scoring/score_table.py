@@ -84,7 +84,7 @@ def score_table(
         write_problems(rejected, problems)
         raise TableError(table, problems, f"no row can be scored; all are listed in {rejected}")
 
-    device = usable_device(device)
+    device = usable_device(device, dtype)
     check_model_folder(model)
     sounds = dict.fromkeys(pair.audio for pair in pairs)
     job = describe_job(table, sounds, model, dtype=dtype, window=window, device=device.type)

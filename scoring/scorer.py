@@ -15,12 +15,17 @@ from xacle.configuration_xacle import XacleConfig
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleProcessor
 from xacle.scoring.engine import Clip, Engine, PairResult
+from xacle.scoring.int8 import quantise_linears
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
 
 
-def usable_device(device: str | None = None) -> torch.device:
+def usable_device(device: str | None = None, dtype: str = "float32") -> torch.device:
     """A device by name, checked with a first tensor; the best there is if `None`. Raises `ValueError` if it cannot be used."""
+    if dtype == "int8":
+        if device is not None and not device.startswith("cpu"):
+            raise ValueError(f"int8 is for CPUs, got the device '{device}'; try bfloat16 there")
+        return torch.device("cpu")
     if device is None:
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
@@ -76,6 +81,7 @@ class Scorer:
     def __init__(self, model: XacleForAlignmentScoring, processor: XacleProcessor):
         self.model = model.eval()
         self.processor = processor
+        self.max_batch_size: int | None = None
 
     @classmethod
     def from_pretrained(cls, model: str | Path, device: str | None = None, dtype: str = "float32") -> "Scorer":
@@ -84,7 +90,8 @@ class Scorer:
         Args:
             model: Folder or Hub id.
             device: `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`...; the best one there is if `None`.
-            dtype: `"float32"`, `"bfloat16"` or `"float16"`. The fbank and the score head stay in float32.
+            dtype: `"float32"`, `"bfloat16"`, `"float16"`, or on a CPU `"int8"` (see [`quantise_linears`]). The fbank and the
+                score head stay in float32.
 
         Raises:
             FileNotFoundError, ValueError: if there is no such model, it is of another type, damaged or lacks weights (a
@@ -92,7 +99,7 @@ class Scorer:
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        device = usable_device(device)
+        device = usable_device(device, dtype)
         check_model_folder(model)
         try:
             network, loaded = XacleForAlignmentScoring.from_pretrained(model, dtype=DTYPES[dtype], output_loading_info=True)
@@ -101,7 +108,11 @@ class Scorer:
             raise ValueError(f"the weights in '{model}' are damaged ({error}); copy or download them again") from error
         if missing := sorted(loaded["missing_keys"]):
             raise ValueError(f"'{model}' lacks {', '.join(missing)}: its scores would be random. Was it trained to score?")
-        return cls(network.to(device), processor)
+        scorer = cls(network.to(device), processor)
+        if dtype == "int8":
+            quantise_linears(network)
+            scorer.max_batch_size = 1
+        return scorer
 
     def score(
         self,

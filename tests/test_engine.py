@@ -144,6 +144,22 @@ def test_a_worker_that_dies_is_told(scorer, wav_dir):
         scorer.score([wav_dir / "0.wav", FatalSound(), wav_dir / "1.wav"], ["Rain"] * 3, workers=1)
 
 
+# --- Precision -----------------------------------------------------------------------------------------------------------
+
+
+def test_int8_stays_close_and_does_not_depend_on_the_batch(tiny_folder, wav_dir, expected):
+    int8 = Scorer.from_pretrained(tiny_folder, dtype="int8")
+    assert int8.model.device.type == "cpu"
+    audio, text = [wav_dir / name for name, _ in PAIRS], [caption for _, caption in PAIRS]
+    scores = int8.score(audio, text)
+    np.testing.assert_allclose(scores, expected, atol=0.2)
+    assert np.abs(scores - expected).max() > 1e-5
+    alone = np.concatenate([int8.score([sound], [caption]) for sound, caption in zip(audio[:9], text[:9], strict=True)])
+    np.testing.assert_allclose(scores[:9], alone, atol=1e-5)
+    with pytest.raises(ValueError, match="int8 is for CPUs"):
+        Scorer.from_pretrained(tiny_folder, device="cuda", dtype="int8")
+
+
 # --- Memory --------------------------------------------------------------------------------------------------------------
 
 
