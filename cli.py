@@ -78,6 +78,9 @@ def score(
     ] = None,
     num_shards: Annotated[int | None, typer.Option(min=1, help="Processes or machines that share the table.")] = None,
     shard: Annotated[int | None, typer.Option(min=0, help="The number of this one, from 0.")] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model first (minutes), with CUDA graphs on CUDA: for large tables.")
+    ] = False,
 ):
     """Score one sound and caption, or a table of them.
 
@@ -93,6 +96,9 @@ def score(
     given = [option is not None for option in (audio, text, input, output)]
     if given not in ([True, True, False, False], [False, False, True, True]):
         raise typer.BadParameter("pass either --audio and --text, or --input and --output")
+    from xacle.scoring.malloc import keep_freed_memory
+
+    keep_freed_memory()
     if (num_shards is None) != (shard is None):
         raise typer.BadParameter("pass both --num-shards and --shard, or neither")
     if Path(model).is_dir():
@@ -107,14 +113,14 @@ def score(
         if not text.strip():
             raise typer.BadParameter("the caption is empty", param_hint="--text")
         waveform = load_waveform(audio)  # before the model, which takes longer
-        scorer = Scorer.from_pretrained(model, device, dtype.value)
+        scorer = Scorer.from_pretrained(model, device, dtype.value, compiled)
         typer.echo(shortest(scorer.score([waveform], [text], batch_size, window.value)[0]))
     else:
         from xacle.scoring.score_table import score_table
         from xacle.scoring.shards import Shard
 
         part = None if shard is None else Shard(shard, num_shards)
-        options = (batch_size, device, dtype.value, window.value, on_error.value, workers, part)
+        options = (batch_size, device, dtype.value, window.value, on_error.value, workers, part, compiled)
         try:
             report = score_table(model, input, audio_dir or input.parent, output, *options)
         except KeyboardInterrupt as error:

@@ -6,7 +6,7 @@ audio tokens and caption --sorted by length--> batches --language model, head-->
 
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -223,13 +223,14 @@ class Engine:
     def _rate(self, rows: list[_Row]) -> np.ndarray:
         return self.scorer.rate([row.caption for row in rows], [row.audio for row in rows])
 
-    def _in_batches(self, items: list, compute: Callable[[list], Iterable]) -> Iterator[tuple]:
+    def _in_batches(self, items: list, compute: Callable[[list], Sequence]) -> Iterator[tuple]:
         """Each item with what `compute` makes of it; in smaller batches from the first that does not fit into memory on."""
         start = 0
         while start < len(items):
             batch = items[start : start + self.batch_size]
+            spare = self.batch_size - len(batch) if self.scorer.static_shapes else 0
             try:
-                computed = compute(batch)
+                computed = compute(batch + batch[-1:] * spare)[: len(batch)]
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise

@@ -45,6 +45,7 @@ def score_table(
     on_error: str = "stop",
     workers: int | None = None,
     shard: Shard | None = None,
+    compiled: bool = False,
 ) -> TableReport:
     """Score every row of `table` and write `output`, in the table's order; with the captions, if clips have several.
 
@@ -76,7 +77,7 @@ def score_table(
         raise FileNotFoundError(f"'{output}' is a folder, or its folder does not exist; --output names a file to write")
     if shard is None:
         shard = Shard.of_environment()
-        device = device or device_of_process()
+        device = device or (None if dtype == "int8" else device_of_process())
     pairs, problems = read_pairs(table, audio_dir)
     if problems and on_error == "stop":
         raise TableError(table, problems, "nothing was scored; mend them, or pass --on-error skip to score the others")
@@ -92,7 +93,7 @@ def score_table(
     clips = group_by_clip(pairs, originals)[shard.index :: shard.count]
     if not shard.is_finished(output, job):
         journal = Journal(shard.part(output), job)  # before the model is loaded: a place that cannot be written shows at once
-        load = partial(Scorer.from_pretrained, model, str(device), dtype)
+        load = partial(Scorer.from_pretrained, model, str(device), dtype, compiled)
         workers = default_workers(len(clips), device) if workers is None else workers
         score_clips(load, pairs, clips, journal, batch_size, window, workers)
         journal.path.replace(shard.finished(output))

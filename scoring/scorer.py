@@ -19,6 +19,8 @@ from xacle.scoring.int8 import quantise_linears
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
 
+STATIC_LENGTHS = 64  # a compiled language model sees rows of multiples of so many tokens
+
 
 def usable_device(device: str | None = None, dtype: str = "float32") -> torch.device:
     """A device by name, checked with a first tensor; the best there is if `None`. Raises `ValueError` if it cannot be used."""
@@ -82,9 +84,28 @@ class Scorer:
         self.model = model.eval()
         self.processor = processor
         self.max_batch_size: int | None = None
+        self.static_shapes = False
+
+    def compile(self) -> None:
+        """Compile encoder and language model for batches of one size and rows of few lengths; CUDA graphs on CUDA.
+
+        The first batch of each length takes a minute or so: it pays for large tables.
+        """
+        mode = "reduce-overhead" if self.model.device.type == "cuda" else "default"
+        self._encode = torch.compile(self._encode, dynamic=False, mode=mode)
+        self._rate = torch.compile(self._rate, dynamic=False, mode=mode)
+        self.static_shapes = True
+
+    def _encode(self, input_features: torch.Tensor) -> torch.Tensor:
+        return self.model.get_audio_features(input_features).pooler_output
+
+    def _rate(self, input_ids: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids, audio_embeds=audio_embeds).scores
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, device: str | None = None, dtype: str = "float32") -> "Scorer":
+    def from_pretrained(
+        cls, model: str | Path, device: str | None = None, dtype: str = "float32", compiled: bool = False
+    ) -> "Scorer":
         """Load a model folder or Hub repository with this package's classes; no code of the folder is executed.
 
         Args:
@@ -92,6 +113,7 @@ class Scorer:
             device: `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`...; the best one there is if `None`.
             dtype: `"float32"`, `"bfloat16"`, `"float16"`, or on a CPU `"int8"` (see [`quantise_linears`]). The fbank and the
                 score head stay in float32.
+            compiled: See [`Scorer.compile`].
 
         Raises:
             FileNotFoundError, ValueError: if there is no such model, it is of another type, damaged or lacks weights (a
@@ -112,6 +134,8 @@ class Scorer:
         if dtype == "int8":
             quantise_linears(network)
             scorer.max_batch_size = 1
+        if compiled:
+            scorer.compile()
         return scorer
 
     def score(
@@ -173,10 +197,10 @@ class Scorer:
     @torch.inference_mode()
     def encode(self, fbank: Sequence[np.ndarray]) -> torch.Tensor:
         """Windows' fbank `[windows, 998, 128]` -> their audio tokens `[windows, 100, 896]`, the language model's input."""
-        return self.model.get_audio_features(torch.from_numpy(np.stack(fbank)).to(self.model.device)).pooler_output
+        return self._encode(torch.from_numpy(np.stack(fbank)).to(self.model.device)).clone()  # out of a CUDA graph's memory
 
     @torch.inference_mode()
     def rate(self, captions: list[str], audio: Sequence[torch.Tensor]) -> np.ndarray:
         """Captions and audio tokens `[100, 896]`, one each -> ratings `[rows]`, float32."""
-        input_ids = self.processor(text=captions)["input_ids"].to(self.model.device)
-        return self.model(input_ids, audio_embeds=torch.stack(list(audio))).scores.cpu().numpy()
+        input_ids = self.processor(text=captions, pad_to_multiple_of=STATIC_LENGTHS if self.static_shapes else 1)["input_ids"]
+        return self._rate(input_ids.to(self.model.device), torch.stack(list(audio))).cpu().numpy()

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -160,6 +161,17 @@ def test_int8_stays_close_and_does_not_depend_on_the_batch(tiny_folder, wav_dir,
         Scorer.from_pretrained(tiny_folder, device="cuda", dtype="int8")
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_scores_the_same_with_static_shapes(tiny_folder, wav_dir, expected):
+    compiled = Scorer.from_pretrained(tiny_folder, device="cpu", compiled=True)
+    shapes = set()
+    compute = compiled._rate
+    compiled._rate = lambda ids, audio: (shapes.add(tuple(ids.shape)), compute(ids, audio))[1]
+    audio, text = [wav_dir / name for name, _ in PAIRS], [caption for _, caption in PAIRS]
+    np.testing.assert_allclose(compiled.score(audio, text, batch_size=16), expected, atol=1e-5)
+    assert shapes <= {(16, 128), (16, 192)}
+
+
 # --- Memory --------------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +196,27 @@ def test_auto_batches_shrink_until_they_fit(scorer, wav_dir, expected, monkeypat
     assert sum(sizes) == WINDOWS + ROWS
     with pytest.raises(MemoryError, match="not enough memory for batches of 5: try a smaller --batch-size"):
         scorer.score(audio, text, batch_size=5)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
+def test_freed_memory_is_kept():
+    """Large tensors that are freed and made again soon cost no new pages."""
+    code = """
+import resource, sys
+from xacle.scoring.malloc import keep_freed_memory
+assert sys.argv[1] == "default" or keep_freed_memory()
+import torch
+for _ in range(20): torch.ones(2**23)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10): torch.ones(2**23)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    faults = {}
+    for setting in ("default", "kept"):
+        command = [sys.executable, "-c", code, setting]
+        faults[setting] = int(subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout)
+    assert faults["kept"] < 0.1 * faults["default"]
 
 
 def test_a_large_table_costs_little_time_and_memory(tiny_folder, tmp_path, monkeypatch):
