@@ -93,7 +93,7 @@ class Journal:
         self.path, self.scores, self.set_aside = path, {}, None
         self.file = self._open()
         old, results, complete = read_journal(path)
-        if complete and (changed := differences(old, job)):
+        if path.stat().st_size and (changed := differences(old, job)):
             self.set_aside = (path.replace(path.with_name(path.name + ".old")), changed)
             self.file.close()
             self.file, results, complete = self._open(), {}, 0

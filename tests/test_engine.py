@@ -322,7 +322,7 @@ def test_what_changed_is_told_and_scored_anew(interrupted, rated, tmp_path, caps
 
 
 def test_a_killed_command_goes_on(tiny_folder, wav_dir, tmp_path):
-    rows = [(name, f"Rain number {number}") for number in range(1000) for name in NAMES[:2]]
+    rows = [(name, f"Rain number {number}") for number in range(2000) for name in NAMES[:2]]
     table, output = write_table(tmp_path / "pairs.csv", rows), tmp_path / "scores.csv"
     options = ["score", "--model", tiny_folder, "--input", table, "--audio-dir", wav_dir, "--output", output]
     command = [sys.executable, "-c", XACLE, *map(str, options)]
@@ -330,7 +330,9 @@ def test_a_killed_command_goes_on(tiny_folder, wav_dir, tmp_path):
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         while not (part.exists() and part.stat().st_size > 5000) and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.02)
+        process.send_signal(signal.SIGSTOP)
+        assert process.poll() is None and part.exists()
         second = subprocess.run(command, capture_output=True, text=True)
         assert second.returncode == 1 and "another process is writing to" in second.stderr
         process.kill()
@@ -343,6 +345,12 @@ def test_a_killed_command_goes_on(tiny_folder, wav_dir, tmp_path):
     assert [(row["wav_file_name"], row["text"]) for row in written] == rows
     assert all(float(written[row["line"] - 2]["pred_score"]) == row["pred_score"] for row in done)
     assert not part.exists()
+
+
+def test_a_file_that_is_no_journal_is_kept(tiny_folder, table, wav_dir, tmp_path):
+    (tmp_path / "scores.csv.part").write_text("mine")
+    score_table(str(tiny_folder), table, wav_dir, tmp_path / "scores.csv", device="cpu")
+    assert (tmp_path / "scores.csv.part.old").read_text() == "mine"
 
 
 # --- Shards --------------------------------------------------------------------------------------------------------------
