@@ -5,6 +5,7 @@ audio tokens and caption --sorted by length--> batches --language model, head-->
 """
 
 import hashlib
+import signal
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,10 @@ def _as_it_is(decoded):
     return decoded
 
 
+def _leave_interrupts_to_the_parent(_) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def decode(
     clips: Iterable[Clip], extractor: XacleFeatureExtractor, window: str, workers: int
 ) -> Iterator[tuple[Clip, list[Window] | Exception]]:
@@ -107,6 +112,7 @@ def decode(
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_it_is,
+        worker_init_fn=_leave_interrupts_to_the_parent,
         generator=torch.Generator(),
     )
     for decoded in loader:

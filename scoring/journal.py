@@ -5,12 +5,13 @@ in the order they got ready. A killed writer leaves at worst half a line, which 
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from xacle.configuration_xacle import XacleConfig
 from xacle.scoring.clips import HASH_BYTES, file_digest
@@ -55,20 +56,25 @@ def differences(one: dict, other: dict) -> list[str]:
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
-def read_journal(path: Path) -> tuple[dict, dict[int, float | str], int]:
-    """A journal -> its job, the score (or why there is none) of each line of the table, the bytes that are complete."""
-    job, results, complete = {}, {}, 0
+def read_journal(path: Path) -> tuple[dict, dict[int, float | str]]:
+    """A journal -> its job, and the score (or why there is none) of each line of the table."""
     with path.open("rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line) if line.endswith(b"\n") else None
-                if complete == 0:
-                    job = record["job"]
-                else:
-                    results[record["line"]] = record["error"] if "error" in record else record["pred_score"]
-            except (ValueError, TypeError, KeyError):
-                break  # half a line, or no journal at all
-            complete += len(line)
+        return _parse(file)[:2]
+
+
+def _parse(lines: Iterable[bytes]) -> tuple[dict, dict[int, float | str], int]:
+    """What [`read_journal`] returns, and how many bytes are complete."""
+    job, results, complete = {}, {}, 0
+    for line in lines:
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+            if complete == 0:
+                job = record["job"]
+            else:
+                results[record["line"]] = record["error"] if "error" in record else record["pred_score"]
+        except (ValueError, TypeError, KeyError):
+            break  # half a line, or no journal at all
+        complete += len(line)
     return job, results, complete
 
 
@@ -92,8 +98,9 @@ class Journal:
     def __init__(self, path: Path, job: dict):
         self.path, self.scores, self.set_aside = path, {}, None
         self.file = self._open()
-        old, results, complete = read_journal(path)
-        if path.stat().st_size and (changed := differences(old, job)):
+        content = self.file.read()
+        old, results, complete = _parse(io.BytesIO(content))
+        if content and (changed := differences(old, job)):
             self.set_aside = (path.replace(path.with_name(path.name + ".old")), changed)
             self.file.close()
             self.file, results, complete = self._open(), {}, 0
@@ -103,18 +110,19 @@ class Journal:
         if not complete:
             self._write({"job": job})
 
-    def _open(self) -> TextIO:
-        file = self.path.open("a", encoding="utf-8", buffering=1)  # a killed job keeps its lines
+    def _open(self) -> BinaryIO:
+        file = self.path.open("a+b", buffering=0)  # a killed job keeps its lines
         with suppress(ImportError):  # Windows has no fcntl
             import fcntl
 
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no lock of the worker processes too
+            except (BlockingIOError, PermissionError) as error:
                 file.close()
                 raise FileExistsError(f"another process is writing to '{self.path}'; wait for it") from error
             except OSError:
                 pass  # some network file systems know no locks
+        file.seek(0)
         return file
 
     def write(self, pair: Pair, score: float | None, error: Exception | str | None = None) -> None:
@@ -124,7 +132,7 @@ class Journal:
             self.scores[pair.line] = found["pred_score"]
 
     def _write(self, record: dict) -> None:
-        self.file.write(json.dumps(record) + "\n")
+        self.file.write(json.dumps(record).encode() + b"\n")
 
     def close(self) -> None:
         self.file.close()
