@@ -234,19 +234,19 @@ class Engine:
         start = 0
         while start < len(items):
             batch = items[start : start + self.batch_size]
-            spare = self.batch_size - len(batch) if self.scorer.static_shapes else 0
+            size = self.batch_size if self.scorer.static_shapes else len(batch)
             try:
-                computed = compute(batch + batch[-1:] * spare)[: len(batch)]
+                computed = compute(batch + batch[-1:] * (size - len(batch)))[: len(batch)]
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
-                if not self.backs_off or len(batch) == 1:
-                    advice = "a smaller --batch-size" if self.batch_size > 1 else "--dtype bfloat16"
-                    raise MemoryError(f"not enough memory for batches of {len(batch)}: try {advice} ({error})") from None
+                if not self.backs_off or size == 1:
+                    advice = "a smaller --batch-size" if size > 1 else "--dtype bfloat16"
+                    raise MemoryError(f"not enough memory for batches of {size}: try {advice} ({error})") from None
                 computed = None
             if computed is None:  # here, where no traceback holds the batch's tensors any more
-                self.batch_size = len(batch) // 2
-                logger.warning(f"not enough memory for batches of {len(batch)}: going on with {self.batch_size}")
+                self.batch_size = size // 2
+                logger.warning(f"not enough memory for batches of {size}: going on with {self.batch_size}")
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue

@@ -121,6 +121,8 @@ class Scorer:
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        if compiled and dtype == "int8":
+            raise ValueError("an int8 model cannot be compiled; leave out --compile, or try another --dtype")
         device = usable_device(device, dtype)
         check_model_folder(model)
         try:

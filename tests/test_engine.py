@@ -159,6 +159,8 @@ def test_int8_stays_close_and_does_not_depend_on_the_batch(tiny_folder, wav_dir,
     np.testing.assert_allclose(scores[:9], alone, atol=1e-5)
     with pytest.raises(ValueError, match="int8 is for CPUs"):
         Scorer.from_pretrained(tiny_folder, device="cuda", dtype="int8")
+    with pytest.raises(ValueError, match="int8 model cannot be compiled"):
+        Scorer.from_pretrained(tiny_folder, dtype="int8", compiled=True)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
