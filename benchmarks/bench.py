@@ -32,6 +32,7 @@ class Bench:
     rows: tuple[int, ...]
     repeats: int
     device: str
+    ratios: dict[str, float] = field(default_factory=dict)  # CPU time of the baseline over ours
     failures: list[str] = field(default_factory=list)
 
     def check(self, what: str, difference: float) -> float:

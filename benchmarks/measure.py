@@ -115,3 +115,17 @@ def replace_section(file: Path, name: str, text: str) -> None:
     else:
         new = f"{old.rstrip()}\n\n{block}\n".lstrip()
     file.write_text(new, encoding="utf-8")
+
+
+def plot_ratios(file: Path, ratios: dict[str, float]) -> Path:
+    """Bars of how many times the CPU time the baseline takes."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 0.35 * len(ratios) + 1), layout="constrained")
+    axes.bar_label(axes.barh(list(ratios), list(ratios.values())), fmt="%.2f", padding=3)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set(xlabel="CPU time of the baseline / ours", xmargin=0.1)
+    axes.invert_yaxis()
+    figure.savefig(file)
+    pyplot.close(figure)
+    return file

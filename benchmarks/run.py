@@ -4,7 +4,7 @@
     python -m benchmarks.run --quick    # a tiny model, under a minute: does everything run?
 
 Both sides of a comparison share their weights and take turns in one process: trust the ratios. The full run writes each
-section into RESULTS.md, with the machine's name; `--sections` runs some of them.
+section into RESULTS.md, with the machine's name, and draws the ratios (which takes matplotlib); `--sections` runs some of them.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from xacle.benchmarks.bench import build
 from xacle.benchmarks.gpu import accelerator
-from xacle.benchmarks.measure import machine, replace_section
+from xacle.benchmarks.measure import machine, plot_ratios, replace_section
 from xacle.benchmarks.scoring import captions_per_clip, floor, memory, rows, scoring
 from xacle.benchmarks.training import training
 
@@ -58,6 +58,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{text}\n\n({time.perf_counter() - start:.0f} s)\n", flush=True)
             if output is not None:
                 replace_section(output, name, text)
+    if output is not None and not options.sections:
+        picture = plot_ratios(output.with_name("speed.svg"), bench.ratios)
+        replace_section(output, "plot", f"![CPU time of the baseline over ours]({picture.name})")
     if bench.failures:
         sys.exit("\n".join(bench.failures))
 

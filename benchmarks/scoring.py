@@ -53,6 +53,7 @@ def compared(bench: Bench, what: str, audio: list[Path], captions: list[str], ba
     measured = interleaved(scorers(bench, audio, captions, batch_size), bench.repeats)
     plain, ours = measured["baseline"], measured["ours"]
     pairs, difference = len(captions), bench.check(what, float(np.abs(plain.result - ours.result).max()))
+    bench.ratios[f"scoring, {what}"] = plain.cpu / ours.cpu
     speeds = [pairs / plain.wall, pairs / ours.wall, plain.cpu / pairs, ours.cpu / pairs]
     return [*speeds, plain.cpu / ours.cpu, plain.wall / ours.wall, difference]
 

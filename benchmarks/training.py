@@ -161,6 +161,8 @@ def training(bench: Bench) -> str:
             apart = max(abs(loss - plain_loss), 0.0 if name == "ours, token rows" else abs(norm / plain_norm - 1))
             difference = bench.check(f"stage {kind}, {name}", apart)
             ratios[kind, name] = total["baseline"][1] / cpu
+            if name != "baseline":
+                bench.ratios[f"stage {kind}{name.removeprefix('ours')}"] = ratios[kind, name]
             optimiser[kind, name] = measured[name, "step"]
             costs = [BATCH / wall, cpu / BATCH, optimiser[kind, name].cpu]
             rows.append([kind, name, *costs, ratios[kind, name], total["baseline"][0] / wall, difference])

@@ -21,6 +21,7 @@ def test_the_quick_run_works_and_ours_and_the_baseline_agree(tmp_path):
     for name in ("scoring", "captions", "floor", "memory", "rows", "training", "accelerator"):
         section = text.partition(f"<!-- begin: {name} -->")[2].partition(f"<!-- end: {name} -->")[0]
         assert "### " in section and section.count("\n| ") >= 3 and " cores, " in section
+    assert (tmp_path / "speed.svg").stat().st_size > 1000
     differences = [float(line.split("|")[-2]) for line in text.splitlines() if re.match(r"\| (\d+ \| \d|[123], )", line)]
     assert len(differences) == 2 + 3 + 9 and max(differences) < 1e-4
 
