@@ -21,6 +21,7 @@ class Dtype(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    int8 = "int8"
 
 
 class Window(str, Enum):
@@ -39,6 +40,12 @@ def print_version(wanted: bool):
         raise typer.Exit
 
 
+def batch_size_of(given: str) -> int | str:
+    if given != "auto" and not (given.isdecimal() and int(given) > 0):
+        raise typer.BadParameter(f"must be 'auto' or a number from 1, got {given!r}")
+    return given if given == "auto" else int(given)
+
+
 @app.callback()
 def options(
     _: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")] = False,
@@ -54,23 +61,46 @@ def score(
     input: Annotated[Path | None, typer.Option(help="A table (.csv, .jsonl) with wav_file_name and text.")] = None,
     audio_dir: Annotated[Path | None, typer.Option(help="Folder of the table's files; by default the table's own.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write wav_file_name and pred_score (.csv, .jsonl).")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="10 s windows scored at once.")] = 16,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            parser=batch_size_of, metavar="auto|N", help="10 s windows scored at once; auto takes fewer when memory is short."
+        ),
+    ] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; the best there is by default.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the weights.")] = Dtype.float32,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the weights; int8 is for CPUs.")] = Dtype.float32,
     window: Annotated[Window, typer.Option(help="Clips over 10 s: average of 10 s windows, or the first only.")] = Window.mean,
     on_error: Annotated[
         OnError, typer.Option(help="Rows that cannot be scored: stop before any work, or skip and list them in a file.")
     ] = OnError.stop,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode the table's files; chosen by their number by default.")
+    ] = None,
+    num_shards: Annotated[int | None, typer.Option(min=1, help="Processes or machines that share the table.")] = None,
+    shard: Annotated[int | None, typer.Option(min=0, help="The number of this one, from 0.")] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model first (minutes), with CUDA graphs on CUDA: for large tables.")
+    ] = False,
 ):
     """Score one sound and caption, or a table of them.
 
     xacle score --model DIR --audio dog.wav --text "A dog barks"
 
     xacle score --model DIR --input pairs.csv --audio-dir wav --output scores.csv
+
+    An interrupted table goes on where it stopped when the same command is given again.
+
+    With --num-shards and --shard, or under torchrun or accelerate launch, each process scores a share of the clips and
+    leaves it beside the output as OUTPUT.shard-I-of-N; the one that finishes last writes the output, in the table's order.
     """
     given = [option is not None for option in (audio, text, input, output)]
     if given not in ([True, True, False, False], [False, False, True, True]):
         raise typer.BadParameter("pass either --audio and --text, or --input and --output")
+    from xacle.scoring.malloc import keep_freed_memory
+
+    keep_freed_memory()
+    if (num_shards is None) != (shard is None):
+        raise typer.BadParameter("pass both --num-shards and --shard, or neither")
     if Path(model).is_dir():
         from transformers.utils import logging
 
@@ -83,20 +113,26 @@ def score(
         if not text.strip():
             raise typer.BadParameter("the caption is empty", param_hint="--text")
         waveform = load_waveform(audio)  # before the model, which takes longer
-        scorer = Scorer.from_pretrained(model, device, dtype.value)
+        scorer = Scorer.from_pretrained(model, device, dtype.value, compiled)
         typer.echo(shortest(scorer.score([waveform], [text], batch_size, window.value)[0]))
     else:
         from xacle.scoring.score_table import score_table
+        from xacle.scoring.shards import Shard
 
-        table_options = (batch_size, device, dtype.value, window.value, on_error.value)
+        part = None if shard is None else Shard(shard, num_shards)
+        options = (batch_size, device, dtype.value, window.value, on_error.value, workers, part, compiled)
         try:
-            scored, rejected = score_table(model, input, audio_dir or input.parent, output, *table_options)
+            report = score_table(model, input, audio_dir or input.parent, output, *options)
         except KeyboardInterrupt as error:
             typer.secho(f"\n{str(error) or 'interrupted; nothing was scored'}", fg="red", err=True)
             raise typer.Exit(130) from error
-        typer.echo(f"{scored} pairs scored: {output}", err=True)
-        if rejected:
-            typer.echo(f"{rejected} rows skipped, listed with reasons in {output}.rejected.csv", err=True)
+        if report.unfinished:
+            others = ", ".join(map(str, report.unfinished))
+            typer.echo(f"{report.scored} pairs scored; {output} is written when shard {others} finishes as well", err=True)
+            return
+        typer.echo(f"{report.scored} pairs scored: {output}", err=True)
+        if report.rejected:
+            typer.echo(f"{report.rejected} rows skipped, listed with reasons in {output}.rejected.csv", err=True)
 
 
 @app.command()
@@ -308,7 +344,7 @@ def main():
     """Run the command; what the user can mend is told in one line, without a traceback."""
     try:
         app()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:

@@ -320,6 +320,7 @@ class XacleModel(XaclePreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         input_features: torch.Tensor | None = None,
         audio_states: torch.Tensor | None = None,
+        audio_embeds: torch.Tensor | None = None,
         audio_index: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
@@ -333,6 +334,7 @@ class XacleModel(XaclePreTrainedModel):
             input_ids: `[batch, tokens]` with `num_audio_tokens` placeholders a row, as [`XacleProcessor`] makes them.
             input_features: Normalised fbank of the clips `[clips, frames, 128]`.
             audio_states: Instead of the fbank, what `get_audio_states` returned `[clips, num_audio_tokens, audio size]`.
+            audio_embeds: Instead of either, `get_audio_features(...).pooler_output` `[clips, num_audio_tokens, text size]`.
             audio_index: The clip of each row `[batch]`, for clips that occur in several rows. By default row i has clip i,
                 and a single clip serves all rows.
             attention_mask: `[batch, tokens]`. Not needed for right-padded rows: attention is causal, so no state before
@@ -343,10 +345,10 @@ class XacleModel(XaclePreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        if input_features is not None or audio_states is not None:
-            if audio_states is None:
-                audio_states = self.get_audio_states(input_features)
-            audio = self._project(audio_states)
+        if audio_embeds is None and audio_states is None and input_features is not None:
+            audio_states = self.get_audio_states(input_features)
+        audio = self._project(audio_states) if audio_embeds is None and audio_states is not None else audio_embeds
+        if audio is not None:
             batch = len(inputs_embeds)
             if audio_index is not None:
                 audio = audio[audio_index]

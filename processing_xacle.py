@@ -555,12 +555,12 @@ class XacleProcessor(ProcessorMixin):
     def tokenize_captions(self, captions: list[str]) -> list[list[int]]:
         """Token ids of each caption as plain text: no special token is recognised or added, at most `max_caption_tokens`."""
         added = self.tokenizer.get_added_vocab()
+        spelled_out = [any(token in caption for token in added) for caption in captions]
+        plain = [caption for caption, special in zip(captions, spelled_out, strict=True) if not special]
+        plain_ids = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else ())
         token_ids = []
-        for caption in captions:
-            if any(token in caption for token in added):
-                ids = self._tokenize_without_added_tokens(caption)
-            else:
-                ids = self.tokenizer(caption, add_special_tokens=False)["input_ids"]
+        for caption, special in zip(captions, spelled_out, strict=True):
+            ids = self._tokenize_without_added_tokens(caption) if special else next(plain_ids)
             if len(ids) > self.max_caption_tokens:
                 shown = caption if len(caption) <= 60 else caption[:57] + "..."
                 logger.warning(

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from xacle.scoring.evaluate import has_captions, read_predictions, shown
-from xacle.scoring.tables import ScoreWriter, check_suffix
+from xacle.scoring.tables import check_suffix, write_scores
 
 
 def rank_average(scores: np.ndarray, low: float = 0.0, high: float = 10.0) -> np.ndarray:
@@ -50,8 +50,6 @@ def ensemble(members: list[Path], output: Path, low: float = 0.0, high: float = 
                 "the same pairs"
             )
     scores = rank_average(np.array([[table[pair] for pair in pairs] for table in tables]), low, high)
-    writer = ScoreWriter(output, with_text=by_text)
-    for (name, text), score in zip(pairs, scores, strict=True):
-        writer.write(name, score, text)
-    writer.finish()
+    rows = ((name, text, score) for (name, text), score in zip(pairs, scores, strict=True))
+    write_scores(output, rows, with_text=by_text)
     return len(pairs), len(pairs) - int((np.unique(scores, return_counts=True)[1] == 1).sum())

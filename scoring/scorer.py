@@ -1,9 +1,9 @@
 """Scoring many pairs: `Scorer` loads a model folder and rates sounds against captions in batches."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,21 @@ from tqdm import tqdm
 
 from xacle.configuration_xacle import XacleConfig
 from xacle.modeling_xacle import XacleForAlignmentScoring
-from xacle.processing_xacle import SAMPLING_RATE, XacleProcessor, load_waveform
-from xacle.scoring.tables import is_unicode
+from xacle.processing_xacle import XacleProcessor
+from xacle.scoring.engine import Clip, Engine, PairResult
+from xacle.scoring.int8 import quantise_linears
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
+
+STATIC_LENGTHS = 64  # a compiled language model sees rows of multiples of so many tokens
 
 
-def usable_device(device: str | None = None) -> torch.device:
+def usable_device(device: str | None = None, dtype: str = "float32") -> torch.device:
     """A device by name, checked with a first tensor; the best there is if `None`. Raises `ValueError` if it cannot be used."""
+    if dtype == "int8":
+        if device is not None and not device.startswith("cpu"):
+            raise ValueError(f"int8 is for CPUs, got the device '{device}'; try bfloat16 there")
+        return torch.device("cpu")
     if device is None:
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
@@ -59,28 +66,6 @@ def check_model_folder(model: str | Path) -> None:
             raise ValueError(f"'{folder / name}' is damaged ({error}); copy or download it again") from error
 
 
-@dataclass
-class PairResult:
-    """One pair's rating, or why it has none. `windows` holds the windows' ratings, in order of time."""
-
-    score: float | None = None
-    error: Exception | None = None
-    windows: list[float] = field(default_factory=list)
-
-
-@dataclass
-class _Window:
-    """A stretch of at most 10 s of one clip, waiting to be scored."""
-
-    pair: int
-    caption: str
-    waveform: np.ndarray
-
-
-def _is_array(audio) -> bool:
-    return isinstance(audio, (np.ndarray, torch.Tensor, list, tuple))
-
-
 class Scorer:
     """
     Rates how well sounds match captions.
@@ -98,15 +83,37 @@ class Scorer:
     def __init__(self, model: XacleForAlignmentScoring, processor: XacleProcessor):
         self.model = model.eval()
         self.processor = processor
+        self.max_batch_size: int | None = None
+        self.static_shapes = False
+
+    def compile(self) -> None:
+        """Compile encoder and language model for batches of one size and rows of few lengths; CUDA graphs on CUDA.
+
+        The first batch of each length takes a minute or so: it pays for large tables.
+        """
+        mode = "reduce-overhead" if self.model.device.type == "cuda" else "default"
+        self._encode = torch.compile(self._encode, dynamic=False, mode=mode)
+        self._rate = torch.compile(self._rate, dynamic=False, mode=mode)
+        self.static_shapes = True
+
+    def _encode(self, input_features: torch.Tensor) -> torch.Tensor:
+        return self.model.get_audio_features(input_features).pooler_output
+
+    def _rate(self, input_ids: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids, audio_embeds=audio_embeds).scores
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, device: str | None = None, dtype: str = "float32") -> "Scorer":
+    def from_pretrained(
+        cls, model: str | Path, device: str | None = None, dtype: str = "float32", compiled: bool = False
+    ) -> "Scorer":
         """Load a model folder or Hub repository with this package's classes; no code of the folder is executed.
 
         Args:
             model: Folder or Hub id.
             device: `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`...; the best one there is if `None`.
-            dtype: `"float32"`, `"bfloat16"` or `"float16"`. The fbank and the score head stay in float32.
+            dtype: `"float32"`, `"bfloat16"`, `"float16"`, or on a CPU `"int8"` (see [`quantise_linears`]). The fbank and the
+                score head stay in float32.
+            compiled: See [`Scorer.compile`].
 
         Raises:
             FileNotFoundError, ValueError: if there is no such model, it is of another type, damaged or lacks weights (a
@@ -114,7 +121,9 @@ class Scorer:
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-        device = usable_device(device)
+        if compiled and dtype == "int8":
+            raise ValueError("an int8 model cannot be compiled; leave out --compile, or try another --dtype")
+        device = usable_device(device, dtype)
         check_model_folder(model)
         try:
             network, loaded = XacleForAlignmentScoring.from_pretrained(model, dtype=DTYPES[dtype], output_loading_info=True)
@@ -123,89 +132,77 @@ class Scorer:
             raise ValueError(f"the weights in '{model}' are damaged ({error}); copy or download them again") from error
         if missing := sorted(loaded["missing_keys"]):
             raise ValueError(f"'{model}' lacks {', '.join(missing)}: its scores would be random. Was it trained to score?")
-        return cls(network.to(device), processor)
+        scorer = cls(network.to(device), processor)
+        if dtype == "int8":
+            quantise_linears(network)
+            scorer.max_batch_size = 1
+        if compiled:
+            scorer.compile()
+        return scorer
 
     def score(
-        self, audio: Sequence, text: Sequence[str], batch_size: int = 16, window: str = "mean", progress: bool = False
+        self,
+        audio: Sequence,
+        text: Sequence[str],
+        batch_size: int | str = "auto",
+        window: str = "mean",
+        progress: bool = False,
+        workers: int = 0,
     ) -> np.ndarray:
         """
         Args:
-            audio: Sounds, by path, URL, bytes, dict or 16 kHz array.
+            audio: Sounds, by path, URL, bytes, dict or 16 kHz array. One that is given several times is encoded once.
             text: A caption for each.
-            batch_size: Windows scored at once. Scores agree to 1e-5 whatever it is.
+            batch_size: Windows scored at once: a number or `"auto"`, see [`Engine`]. Scores agree to 1e-5 whatever it is.
             window: `"mean"` scores clips over 10 s in windows of 10 s and averages by duration; `"first"` only scores the
                 first 10 s, as the authors' code does.
             progress: Whether to show a progress bar.
+            workers: Processes that decode files while the model computes; 0 for none.
 
         Returns:
             Ratings on the 0-10 scale `[pairs]`, float32, in the order given.
 
         Raises:
-            The error of the first pair that cannot be scored, see [`load_waveform`].
+            The error of the first clip that cannot be scored, see [`load_waveform`]; also those of [`Engine.results`].
         """
         if isinstance(text, str) or len(audio) != len(text):
             given = repr(text) if isinstance(text, str) else f"{len(text)} captions"
             raise ValueError(f"pass a list of sounds and a list of as many captions, got {len(audio)} sounds and {given}")
-        results = []
-        pairs = tqdm(self.score_each(zip(audio, text, strict=True), batch_size, window), total=len(text), disable=not progress)
-        for result in pairs:
+        clips: dict[object, Clip] = {}
+        for pair, (sound, caption) in enumerate(zip(audio, text, strict=True)):
+            key = os.fspath(sound) if isinstance(sound, (str, os.PathLike)) else id(sound)
+            clips.setdefault(key, Clip(sound, [])).captions.append((pair, caption))
+        scores = np.empty(len(text), dtype=np.float32)
+        engine = Engine(self, batch_size, window, workers)
+        for pair, result in tqdm(engine.results(clips.values()), total=len(text), disable=not progress):
             if result.error is not None:
                 raise result.error
-            results.append(result.score)
-        return np.array(results, dtype=np.float32)
+            scores[pair] = result.score
+        return scores
 
     def score_each(
-        self, pairs: Iterable[tuple[object, str]], batch_size: int = 16, window: str = "mean"
+        self, pairs: Iterable[tuple[object, str]], batch_size: int | str = "auto", window: str = "mean", workers: int = 0
     ) -> Iterator[PairResult]:
-        """Like [`Scorer.score`] for a stream of `(audio, caption)`: a result a pair, in order; a bad clip sinks only itself."""
-        if window not in ("mean", "first"):
-            raise ValueError(f"window must be 'mean' or 'first', got {window!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        results: dict[int, PairResult] = {}
-        durations: dict[int, list[int]] = {}
-        waiting: list[_Window] = []
+        """Like [`Scorer.score`] for a stream of `(audio, caption)`: a result a pair, in order; a bad clip sinks only itself.
+
+        The stream is read some batches ahead. Sounds that come again soon are decoded again, but not encoded again.
+        """
+        clips = (Clip(audio, [(pair, caption)]) for pair, (audio, caption) in enumerate(pairs))
+        early: dict[int, PairResult] = {}
         done = 0
-
-        def finished() -> Iterator[PairResult]:
-            nonlocal done
-            while done in results and len(results[done].windows) == len(durations[done]):
-                result, samples = results.pop(done), durations.pop(done)
-                if result.error is None:
-                    result.score = float(np.average(result.windows, weights=samples).astype(np.float32))
+        for pair, result in Engine(self, batch_size, window, workers).results(clips):
+            early[pair] = result
+            while done in early:
+                yield early.pop(done)
                 done += 1
-                yield result
-
-        for index, (audio, caption) in enumerate(pairs):
-            results[index], durations[index] = PairResult(), []
-            try:
-                if not isinstance(caption, str) or not caption.strip() or not is_unicode(caption):
-                    raise ValueError(f"the caption must be a text, got {caption!r}")
-                extractor = self.processor.feature_extractor
-                windows = extractor.windows(load_waveform(audio, SAMPLING_RATE if _is_array(audio) else None))
-            except (OSError, ValueError, TypeError) as error:
-                results[index].error = error
-                windows = []
-            for waveform in windows[: 1 if window == "first" else None]:
-                waiting.append(_Window(index, caption, waveform))
-                durations[index].append(len(waveform))
-            while len(waiting) >= batch_size:
-                self._score_batch(waiting[:batch_size], results)
-                del waiting[:batch_size]
-            yield from finished()
-        if waiting:
-            self._score_batch(waiting, results)
-        yield from finished()
 
     @torch.inference_mode()
-    def _score_batch(self, windows: list[_Window], results: dict[int, PairResult]) -> None:
-        """Score windows together, encoding each distinct one once, and add the ratings to the results of their pairs."""
-        clips: dict[bytes, int] = {}
-        audio_index = [clips.setdefault(window.waveform.tobytes(), len(clips)) for window in windows]
-        distinct = [windows[audio_index.index(clip)].waveform for clip in range(len(clips))]
-        inputs = self.processor(text=[window.caption for window in windows])
-        inputs.update(self.processor.feature_extractor(distinct, sampling_rate=SAMPLING_RATE, return_tensors="pt"))
-        inputs["audio_index"] = torch.tensor(audio_index)
-        scores = self.model(**inputs.to(self.model.device)).scores.cpu().numpy()
-        for window, score in zip(windows, scores, strict=True):
-            results[window.pair].windows.append(float(score))
+    def encode(self, fbank: Sequence[np.ndarray]) -> torch.Tensor:
+        """Windows' fbank `[windows, 998, 128]` -> their audio tokens `[windows, 100, 896]`, the language model's input."""
+        return self._encode(torch.from_numpy(np.stack(fbank)).to(self.model.device)).clone()  # out of a CUDA graph's memory
+
+    @torch.inference_mode()
+    def rate(self, captions: list[str], audio: Sequence[torch.Tensor]) -> np.ndarray:
+        """Captions and audio tokens `[100, 896]`, one each -> ratings `[rows]`, float32."""
+        input_ids = self.processor(text=captions, pad_to_multiple_of=STATIC_LENGTHS if self.static_shapes else 1)["input_ids"]
+        return self._rate(input_ids.to(self.model.device), torch.stack(list(audio))).cpu().numpy()

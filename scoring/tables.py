@@ -6,7 +6,8 @@ In: CSV or JSONL with `wav_file_name` and `text`. Out: `wav_file_name` and `pred
 import csv
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -216,39 +217,26 @@ def shortest(score: float) -> str:
     return np.format_float_positional(np.float32(score), unique=True, trim="0")
 
 
-class ScoreWriter:
-    """Writes `wav_file_name`, `text` (if asked for) and `pred_score`, row by row, as CSV or (by `output`'s suffix) JSONL.
+def write_scores(output: Path, rows: Iterable[tuple[str, str, float]], with_text: bool = False) -> None:
+    """Write rows of `(wav_file_name, text, score)` as CSV or (by `output`'s suffix) JSONL; the text only if asked for.
 
-    Until `finish` the rows stand in `<output>.part`, so that an interrupted job neither loses what it did nor leaves a table
-    that looks complete.
+    `output` appears when it is complete: a killed job leaves no table that looks it.
     """
-
-    def __init__(self, output: Path, with_text: bool = False):
-        self.output = output
-        self.part = output.with_name(output.name + ".part")
-        if self.part.exists():
-            raise FileExistsError(f"'{self.part}' holds what an interrupted job scored; move or delete it first")
-        self.file = self.part.open("w", encoding="utf-8", newline="", buffering=1)  # a killed job keeps its lines
-        self.is_jsonl = output.suffix.lower() == ".jsonl"
-        self.columns = ["wav_file_name", *(["text"] if with_text else []), "pred_score"]
-        if not self.is_jsonl:
-            csv.writer(self.file).writerow(self.columns)
-
-    def write(self, wav_file_name: str, score: float, text: str | None = None) -> None:
-        row = {"wav_file_name": wav_file_name, "text": text, "pred_score": shortest(score)}
-        row = {name: row[name] for name in self.columns}
-        if self.is_jsonl:
-            row["pred_score"] = float(row["pred_score"])
-            self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        else:
-            csv.writer(self.file).writerow(row.values())
-
-    def close(self) -> None:
-        self.file.close()
-
-    def finish(self) -> None:
-        self.close()
-        self.part.replace(self.output)
+    unfinished = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+    columns = ["wav_file_name", *(["text"] if with_text else []), "pred_score"]
+    with unfinished.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        is_jsonl = output.suffix.lower() == ".jsonl"
+        if not is_jsonl:
+            table.writerow(columns)
+        for name, text, score in rows:
+            row = [name, *([text] if with_text else []), shortest(score)]
+            if is_jsonl:
+                row[-1] = float(row[-1])
+                file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
+            else:
+                table.writerow(row)
+    unfinished.replace(output)
 
 
 def write_problems(rejected: Path, problems: list[Problem]) -> None:

@@ -68,8 +68,8 @@ def test_a_shown_command_exists(line):
     words = shlex.split(line)
     if "-m" in words:
         module = words[words.index("-m") + 1]
-        script = next(name for stage, name in MODULES.items() if stage.__name__ == module)
-        words = ["xacle", "train", script, *words[words.index("-m") + 2 :]]
+        scripts = {stage.__name__: ["train", name] for stage, name in MODULES.items()} | {"xacle.cli": []}
+        words = ["xacle", *scripts[module], *words[words.index("-m") + 2 :]]
     if words[-1] == "--help":
         words.pop()
     if words[1] == "train" and len(words) > 3:

@@ -20,6 +20,8 @@ from xacle.modeling_xacle import XacleForAlignmentScoring, XacleForConditionalGe
 from xacle.scoring.calibration import fit_affine
 from xacle.scoring.scorer import Scorer
 from xacle.train import stage1_captioning, stage2_pseudo_labels, stage3_ratings
+from xacle.train.collate import PairCollator
+from xacle.train.token_rows import train_token_rows
 from xacle.train.trainer import AlignmentTrainer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -239,7 +241,10 @@ def test_freezing_leaves_the_frozen_weights_as_they_are(task, tmp_path):
         "model.multi_modal_projector",
         "score_head.out_proj",
     }
-    assert embeddings not in changed["embeddings"] and any("language_model.layers" in name for name in changed["embeddings"])
+    assert any("language_model.layers" in name for name in changed["embeddings"])
+    config = XacleConfig.from_pretrained(tmp_path / "embeddings")
+    moved = (weights(tmp_path / "embeddings")[embeddings] != before[embeddings]).any(-1).nonzero().flatten().tolist()
+    assert config.score_token_id in moved and set(moved) <= {getattr(config, name) for name in config.special_token_names}
     assert not any("audio_tower" in name for name in changed["embeddings"])
     assert any("audio_tower" in name for name in changed["encoder"]) and embeddings in changed["encoder"]
 
@@ -284,6 +289,63 @@ def test_lora_for_captioning_keeps_the_tied_head_tied(task, tmp_path):
     stage1_captioning.main(task.arguments(tmp_path / "run", "train_captions", validation_file=None, lora_r=2))
     model = XacleForConditionalGeneration.from_pretrained(tmp_path / "run")
     assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize(("stage", "table", "options"), ALL_STAGES)
+def test_trained_token_rows_are_resumed_like_all_other_weights(stage, table, options, task, tmp_path):
+    options = {**options, "freeze_token_embeddings": "true", "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    options |= {"eval_strategy": "no", "load_best_model_at_end": "false", "per_device_train_batch_size": 4}
+    arguments = task.arguments(tmp_path / "run", table, **options)
+    stage.main(arguments)
+    whole = weights(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    stage.main([*arguments, "--resume_from_checkpoint", "last"])
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(tmp_path / "run").items())
+    assert whole.keys() >= weights(task.folder / "model").keys() - {"score_head.out_proj.weight", "score_head.out_proj.bias"}
+
+
+def test_token_rows_get_the_gradient_they_would_have_in_the_whole_table(make_scorer, processor):
+    inputs = processor(text=["Rain", "A dog barks"])
+    inputs["audio_states"] = torch.randn(2, 100, 48, generator=torch.Generator().manual_seed(0))
+    model = make_scorer().eval()
+    rows = [getattr(model.config, name) for name in model.config.special_token_names]
+    table = model.get_input_embeddings().weight
+    whole = model(**inputs, labels=torch.tensor([2.0, 8.0])).loss
+    (gradient,) = torch.autograd.grad(whole, [table])
+    train_token_rows(model, rows)
+    partial = model(**inputs, labels=torch.tensor([2.0, 8.0])).loss
+    partial.backward()
+    assert partial.item() == whole.item() and table.grad is None
+    assert torch.equal(model.get_input_embeddings().rows.grad, gradient[rows])
+
+
+# --- Compiled training -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "table", "options"), ALL_STAGES)
+def test_a_compiled_model_sees_one_shape_and_learns_the_same(stage, table, options, task, tmp_path, monkeypatch):
+    collate, shapes = PairCollator.__call__, []
+
+    def spy(self, examples):
+        inputs = collate(self, examples)
+        shapes.append({name: tuple(value.shape) for name, value in inputs.items()})
+        return inputs
+
+    monkeypatch.setattr(PairCollator, "__call__", spy)
+    options = {**options, "num_train_epochs": 1, "eval_strategy": "no", "load_best_model_at_end": "false"}
+    options |= {"freq_mask_width": 0, "time_mask_width": 0} if stage is stage3_ratings else {}
+    options |= {"validation_file": None, "model_config": '{"projector_dropout": 0.0}'}  # masks depend on the number of clips
+    stage.main(task.arguments(tmp_path / "plain", table, **options))
+    shapes.clear()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = {"torch_compile": "true", "torch_compile_backend": "aot_eager"}
+    stage.main(task.arguments(tmp_path / "compiled", table, **options, **compiled))
+    assert all(shape == shapes[0] for shape in shapes) and len(shapes) > 1
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] < 8  # pieces of the model, not shapes
+    assert shapes[0]["input_ids"] == (8, 128) and shapes[0]["audio_states"][0] == 8
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
+    assert weights(tmp_path / "compiled").keys() == weights(tmp_path / "plain").keys()
 
 
 # --- What goes wrong -----------------------------------------------------------------------------------------------------

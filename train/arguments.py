@@ -33,7 +33,8 @@ class ModelArguments:
     freeze_audio_encoder: bool = field(default=True, metadata={"help": "Leave BEATs as it is, as the paper does."})
     freeze_language_model: bool = field(default=False, metadata={"help": "Leave the language model as it is."})
     freeze_token_embeddings: bool = field(
-        default=False, metadata={"help": "Leave the token embeddings as they are: much cheaper optimiser steps."}
+        default=False,
+        metadata={"help": "Leave the token embeddings as they are, but for the four special tokens': cheaper optimiser steps."},
     )
     lora_r: int = field(default=0, metadata={"help": "Rank of LoRA adapters in the language model; 0 trains it whole."})
     lora_alpha: int | None = field(default=None, metadata={"help": "LoRA's alpha; twice the rank by default."})

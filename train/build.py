@@ -13,6 +13,7 @@ from xacle.modeling_beats import BeatsModel
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 from xacle.scoring.scorer import check_model_folder
 from xacle.train.arguments import ModelArguments
+from xacle.train.token_rows import train_token_rows
 
 logger = logging.get_logger(__name__)
 
@@ -60,8 +61,8 @@ def build_model(
     language_model = model.base_model.language_model
     if arguments.freeze_language_model:
         language_model.requires_grad_(False)
-    if arguments.freeze_token_embeddings:
-        model.get_input_embeddings().requires_grad_(False)
+    elif arguments.freeze_token_embeddings:
+        train_token_rows(model, [getattr(model.config, name) for name in XacleConfig.special_token_names])
     return model, processor
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from xacle.processing_xacle import XacleProcessor, load_waveform
+from xacle.scoring.scorer import STATIC_LENGTHS
 from xacle.train.data import PairTable
 from xacle.train.feature_cache import ClipFeatures, compute_features
 
@@ -41,13 +42,17 @@ class PairCollator:
 
     Args:
         task: `"scoring"` (labels are ratings) or `"captioning"` (labels are the caption's tokens).
+        static_shapes: For a compiled model: rows are padded to a few lengths, and there are as many clips as rows (the last
+            one is repeated), so that batches of one size rarely make it compile anew. Results stay the same.
     """
 
-    def __init__(self, processor: XacleProcessor, task: str = "scoring"):
-        self.processor, self.task = processor, task
+    def __init__(self, processor: XacleProcessor, task: str = "scoring", static_shapes: bool = False):
+        self.processor, self.task, self.static_shapes = processor, task, static_shapes
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        inputs = dict(self.processor(text=[example["text"] for example in examples], task=self.task))
+        multiple = STATIC_LENGTHS if self.static_shapes else 1
+        captions = [example["text"] for example in examples]
+        inputs = dict(self.processor(text=captions, task=self.task, pad_to_multiple_of=multiple))
         if self.task == "scoring":
             inputs["labels"] = torch.tensor([example["label"] for example in examples])
         first = {}  # the first example of each clip
@@ -56,6 +61,8 @@ class PairCollator:
         number = {clip: index for index, clip in enumerate(first)}
         inputs["audio_index"] = torch.tensor([number[example["clip"]] for example in examples])
         clips = list(first.values())
+        if self.static_shapes:
+            clips += clips[-1:] * (len(examples) - len(clips))
         if "audio" in clips[0]:
             waveforms = [load_waveform(clip["audio"]) for clip in clips]
             inputs["input_features"] = compute_features("fbank", waveforms, self.processor)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from xacle.processing_xacle import SAMPLING_RATE, XacleProcessor, load_waveform
+from xacle.scoring.clips import file_digest
 
 logger = logging.get_logger(__name__)
 
@@ -113,14 +114,6 @@ def _hash_clip(audio, known: dict[str, tuple[list[int], str]], memory: TextIO | 
         if memory is not None:
             memory.write(json.dumps({"path": path, "stat": signature, "hash": known[path][1]}) + "\n")
     return known[path][1]
-
-
-def file_digest(path: str | Path, digest) -> str:
-    """The hex digest of a file's bytes. (`hashlib.file_digest` needs Python 3.11.)"""
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _digest(content: bytes) -> str:

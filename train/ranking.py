@@ -62,7 +62,7 @@ def train_ranking(
     if model_arguments.lora_r:
         model = add_lora(model, model_arguments)
 
-    collator = PairCollator(processor)
+    collator = PairCollator(processor, static_shapes=training.torch_compile)
     trainer = AlignmentTrainer(model=model, args=training, data_collator=collator, processing_class=processor, **datasets)
     tables = {"train": train, "validation": validation} if validation is not None else {"train": train}
     arguments = [model_arguments, data, ranking, training, *([listeners] if listeners else [])]

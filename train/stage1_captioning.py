@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = CaptioningTrainer(
         model=model,
         args=training,
-        data_collator=PairCollator(processor, "captioning"),
+        data_collator=PairCollator(processor, "captioning", static_shapes=training.torch_compile),
         processing_class=processor,
         evaluate_captions=evaluate_captions,
         train_dataset=datasets["train"],

@@ -10,6 +10,7 @@ from transformers import EvalPrediction, Trainer
 
 from xacle.modeling_xacle import alignment_loss
 from xacle.scoring.metrics import alignment_metrics
+from xacle.train.token_rows import TokenRowsEmbedding
 
 
 class _GatherRows(torch.autograd.Function):
@@ -55,6 +56,8 @@ class XacleTrainer(Trainer):
             )
         if self.is_fsdp_enabled and hasattr(self.model, "peft_config"):
             raise ValueError("LoRA adapters cannot be merged from FSDP's shards: use DDP, which they leave room for")
+        if self.is_fsdp_enabled and isinstance(self.model.get_input_embeddings(), TokenRowsEmbedding):
+            raise ValueError("FSDP's shards have no single token rows: leave out --freeze_token_embeddings, or use DDP")
 
     def get_eval_dataloader(self, eval_dataset=None):
         with self._keep_all_rows():
