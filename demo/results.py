@@ -12,7 +12,7 @@ from xacle.scoring.ensemble import ensemble
 from xacle.scoring.evaluate import evaluate
 from xacle.scoring.metrics import bootstrap_intervals
 from xacle.scoring.scorer import Scorer
-from xacle.scoring.tables import ScoreWriter
+from xacle.scoring.tables import write_scores
 from xacle.train.teacher.clap import ClapTeacher
 
 SCORED = ("validation", "test")
@@ -42,10 +42,8 @@ def score_systems(recipe, folder: Path) -> dict:
     captions = {split: generate_captions(*captioner, recipe.sounds(split)) for split in SCORED}
     for split in SCORED:
         for key, scores in scores_of(recipe, split, captions[split]).items():
-            writer = ScoreWriter(folder / f"{split}_{key}.csv")
-            for row, score in zip(recipe.rows(f"{split}_average"), scores, strict=True):
-                writer.write(row["wav_file_name"], score)
-            writer.finish()
+            rows = zip(recipe.rows(f"{split}_average"), scores, strict=True)
+            write_scores(folder / f"{split}_{key}.csv", ((row["wav_file_name"], row["text"], score) for row, score in rows))
         ensemble([folder / f"{split}_{key}.csv" for key in ENSEMBLE], folder / f"{split}_ensemble.csv")
     table = []
     for key, configuration, group, paper_validation, paper_test in ROWS:
