@@ -96,7 +96,7 @@ def _credit(heard: Event, described: Event) -> float:
 
 
 def understate(scene: Scene, rng: np.random.Generator) -> Scene:
-    """A true description that leaves out each count and attribute with a probability of 20 %."""
+    """A description that leaves out each count and attribute of another with a probability of 20 %."""
     events = []
     for event in scene.events:
         attributes = tuple(attribute for attribute in event.attributes if rng.random() > 0.2)
@@ -133,16 +133,20 @@ def near_miss(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def describe_for_rating(scene: Scene, rng: np.random.Generator) -> Scene:
-    """What the caption of a pair says: 43 % true, 35 % near misses, 22 % of another scene without a common event."""
+    """
+    What the caption of a pair says: 43 % the truth, 35 % near misses, 22 % another scene without a common event.
+
+    All are understated alike: else their length alone would tell them apart.
+    """
     draw = rng.random()
     if draw < SHARE_TRUE:
         return understate(scene, rng)
     if draw < SHARE_TRUE + SHARE_NEAR:
-        return near_miss(scene, rng)
+        return understate(near_miss(scene, rng), rng)
     while True:
         other = random_scene(rng)
         if not other.kinds & scene.kinds:
-            return other
+            return understate(other, rng)
 
 
 @dataclass(frozen=True)

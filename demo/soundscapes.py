@@ -11,12 +11,13 @@ one step, only where they carry it over a rounding boundary: in about one scene 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from scipy.signal import butter, lfilter, sosfilt
+from scipy.signal import sosfilt
 
-SAMPLING_RATE = 16000
+from xacle.demo import sounds
+from xacle.demo.sounds import SAMPLING_RATE
+
 SECONDS = 10
 SAMPLES = SECONDS * SAMPLING_RATE  # 160000
 RELATIONS = ("alone", "followed by", "while")
@@ -87,209 +88,6 @@ def pick(rng: np.random.Generator, choices):
     return choices[int(rng.random() * len(choices))]
 
 
-# ---- Building blocks of sounds. All are [samples] float64 at 16 kHz; levels do not matter, `render` sets them. ----
-
-
-def _time(seconds: float) -> np.ndarray:
-    return np.arange(int(seconds * SAMPLING_RATE)) / SAMPLING_RATE
-
-
-def _noise(rng, samples: int) -> np.ndarray:
-    return rng.uniform(-1, 1, samples)
-
-
-@cache  # designing a filter takes longer than running it over a short sound
-def _filter(kind: str, order: int, *edges: int) -> np.ndarray:
-    return butter(order, edges if len(edges) > 1 else edges[0], kind, fs=SAMPLING_RATE, output="sos")
-
-
-def _band(wave: np.ndarray, low: int, high: int) -> np.ndarray:
-    return sosfilt(_filter("bandpass", 2, low, high), wave)
-
-
-def _hits(rng, samples: int, rate: float) -> np.ndarray:
-    """Impulses at random moments, `rate` a second, few of them strong."""
-    return (rng.random(samples) < rate / SAMPLING_RATE) * rng.random(samples) ** 3
-
-
-def _wander(rng, samples: int, seconds: float) -> np.ndarray:
-    """A curve in 0..1 that takes a new random value every so many seconds."""
-    points = rng.random(int(samples / SAMPLING_RATE / seconds) + 3)
-    return np.interp(np.arange(samples) / SAMPLING_RATE / seconds, np.arange(len(points)), points)
-
-
-def _harmonics(frequency: np.ndarray, amplitudes) -> np.ndarray:
-    """A tone of a frequency curve `[samples]` in Hz with overtones; amplitudes may be curves as well."""
-    phase = 2 * np.pi * np.cumsum(frequency) / SAMPLING_RATE
-    return sum(amplitude * np.sin(k * phase) for k, amplitude in enumerate(amplitudes, start=1))
-
-
-def _modes(time: np.ndarray, frequencies, amplitudes, decays) -> np.ndarray:
-    """A struck body: decaying partials, `decays` in seconds."""
-    partials = zip(frequencies, amplitudes, decays, strict=True)
-    return sum(a * np.sin(2 * np.pi * f * time) * np.exp(-time / d) for f, a, d in partials)
-
-
-def _swell(samples: int, attack: float, release: float) -> np.ndarray:
-    """An envelope that rises and falls linearly, within the given seconds."""
-    position = np.arange(samples) / SAMPLING_RATE
-    return np.clip(np.minimum(position / attack, (position[-1] - position) / release), 0, 1)
-
-
-# ---- Sounds that go on: (rng, samples, pitch, speed) -> [samples]. ----
-
-
-def _rain(rng, samples, pitch, speed):
-    hiss = 0.1 * _band(_noise(rng, samples), 900, 7000) * (0.8 + 0.2 * _wander(rng, samples, 2))
-    return hiss + 2 * _band(_hits(rng, samples, 300), 1500, 6500) + 3 * _band(_hits(rng, samples, 40), 500, 1800)
-
-
-def _wind(rng, samples, pitch, speed):
-    gust = _wander(rng, samples, 1.1)
-    low, middle, whistle = (_band(_noise(rng, samples), *edges) for edges in ((80, 300), (250, 600), (600, 850)))
-    return (0.25 + gust) * low + 1.2 * gust**2 * middle + gust**3 * whistle
-
-
-def _waves(rng, samples, pitch, speed):
-    cycle = (np.arange(samples) / SAMPLING_RATE / rng.uniform(3.2, 4.2) + rng.random()) % 1
-    swell = np.minimum(cycle / 0.45, (1 - cycle) / 0.55) ** 2
-    return (0.1 + swell) * _band(_noise(rng, samples), 80, 900) + swell**2 * _band(_noise(rng, samples), 900, 5000)
-
-
-def _engine(rng, samples, pitch, speed):
-    cycles = np.cumsum(28 * pitch * (0.95 + 0.1 * _wander(rng, samples, 0.7))) / SAMPLING_RATE
-    firing = np.exp(-7 * (cycles % 1)) * (0.6 + 0.4 * rng.random(int(cycles[-1]) + 1))[cycles.astype(int)]
-    return _band(firing, 40, int(450 * pitch)) + 0.3 * _band(firing * _noise(rng, samples), 300, int(2500 * pitch))
-
-
-def _siren(rng, samples, pitch, speed):
-    sweep = np.cos(2 * np.pi * (0.4 * speed**2 * np.arange(samples) / SAMPLING_RATE + rng.random()))
-    return _harmonics(pitch * (950 - 350 * sweep), (1, 0.5, 0.3))
-
-
-def _crickets(rng, samples, pitch, speed):
-    rate, time = 1.9 * speed, np.arange(samples) / SAMPLING_RATE
-    pulse = (time * rate + rng.random()) % 1 / rate * rng.uniform(38, 46)  # a chirp is four short pulses, then a rest
-    carrier = np.sin(2 * np.pi * rng.uniform(4500, 4900) * time)
-    return (pulse < 4) * np.sin(np.pi * pulse) ** 2 * carrier * (0.8 + 0.2 * _wander(rng, samples, 1))
-
-
-def _applause(rng, samples, pitch, speed):
-    claps = lfilter([1], [1, -np.exp(-1 / (0.006 * SAMPLING_RATE))], _hits(rng, samples, 110))
-    return _band(claps * _noise(rng, samples), 700, 3500) * _swell(samples, 0.8, 1.0)
-
-
-# ---- Sounds made of single calls or strokes: (rng, number, pitch) -> [samples], `number` counts the calls of an event. ----
-
-
-def _thunder(rng, number, pitch):
-    time = _time(2.8)
-    crack = _band(_noise(rng, len(time)), 300, 3000) * np.exp(-time / 0.1)
-    rolling = np.exp(-time / 0.9) * (0.4 + _wander(rng, len(time), 0.2)) * np.minimum(time / 0.04, 1)
-    return crack + 8 * rolling * _band(_noise(rng, len(time)), 35, 160)
-
-
-def _bell(rng, number, pitch):
-    ratios = np.array([0.5, 1, 1.19, 1.5, 2, 2.67, 3.01, 4.1, 5.43])  # inharmonic, as of a church bell
-    time, amplitudes = _time(2.5), (0.4, 1, 0.8, 0.4, 0.9, 0.4, 0.4, 0.3, 0.2)
-    strike = 0.5 * _band(_noise(rng, len(time)), 2000, 6000) * np.exp(-time / 0.008)
-    return strike + _modes(time, 420 * pitch * ratios, amplitudes, 0.8 / ratios**0.7) * _swell(len(time), 0.002, 0.3)
-
-
-def _phone(rng, number, pitch):
-    time = _time(0.95)
-    stroke = np.minimum(time, 0.75) * 24  # a clapper between two gongs
-    ringing = np.exp(-1.6 * (stroke % 1)) * np.exp(-np.maximum(time - 0.75, 0) / 0.05)
-    gongs = [_modes(time, np.array([1, 2.4]) * f * pitch, (1, 0.4), (9, 9)) for f in (1150, 1420)]
-    return ringing * np.where(stroke.astype(int) % 2, *gongs)
-
-
-def _alarm(rng, number, pitch):
-    time = _time(0.13)
-    return _harmonics(np.full(len(time), 1450 * pitch), (1, 0.25, 0.4)) * _swell(len(time), 0.004, 0.006)
-
-
-def _horn(rng, number, pitch):
-    time, overtones = _time(0.45), [1 / k**0.7 for k in range(1, 10)]
-    tones = [_harmonics(np.full(len(time), f * pitch), overtones) for f in (380, 475)]
-    return (tones[0] + tones[1]) * _swell(len(time), 0.02, 0.05)
-
-
-def _dog(rng, number, pitch):
-    time = _time(rng.uniform(0.18, 0.24))
-    course = time / time[-1]
-    frequency = 430 * pitch * rng.uniform(0.95, 1.05) * (1 + 0.25 * np.sin(np.pi * np.minimum(3 * course, 1)) - 0.5 * course)
-    throat = _harmonics(frequency, [(k * frequency < 7000) / k**0.4 for k in range(1, 13)]) + 1.2 * _noise(rng, len(time))
-    formants = [(450, 900), (1100, 1700), (2200, 3200)]
-    mouth = [_band(throat, int(low * pitch**0.6), int(high * pitch**0.6)) for low, high in formants]
-    return (mouth[0] + 0.8 * mouth[1] + 0.4 * mouth[2]) * np.minimum(course / 0.08, 1) * (1 - course) ** 1.2
-
-
-def _cat(rng, number, pitch):
-    time = _time(rng.uniform(0.65, 0.8))
-    course = time / time[-1]
-    frequency = 520 * pitch * (1 + 0.3 * np.sin(np.pi * course**0.7) - 0.25 * course)
-    mouth, opening = pitch**0.6, np.sin(np.pi * course**0.8)  # "mi-a-ow": the mouth opens and closes
-    harmonics = [
-        np.exp(-(((k * frequency / mouth - 700 - 900 * opening) / 500) ** 2))
-        + 0.5 * np.exp(-(((k * frequency / mouth - 2900) / 600) ** 2))
-        for k in range(1, 8)
-    ]
-    return _harmonics(frequency, harmonics) * _swell(len(time), 0.08, 0.25)
-
-
-def _bird(rng, number, pitch):
-    time = _time(rng.uniform(0.15, 0.2))
-    course = time / time[-1]
-    frequency = 2900 * pitch * (1 + 0.4 * np.sin(np.pi * course) * (1 - 0.3 * course) + 0.03 * np.sin(2 * np.pi * 55 * time))
-    return _harmonics(frequency, (1,)) * np.sin(np.pi * course) ** 0.7
-
-
-def _owl(rng, number, pitch):
-    time = _time(0.5)
-    course = time / time[-1]
-    frequency = 370 * pitch * (1 + 0.06 * np.sin(np.pi * course) - 0.06 * course)
-    breath = 0.15 * _band(_noise(rng, len(time)), 300, 800)
-    return (_harmonics(frequency, (1, 0.15, 0.06)) + breath) * np.sin(np.pi * course)
-
-
-def _footstep(rng, number, pitch):
-    time, foot = _time(0.2), 1.08 if number % 2 else 0.92
-    thump = _modes(time, (75 * foot, 130 * foot), (1, 0.6), (0.04, 0.025))
-    heel = _band(_noise(rng, len(time)), 900, 3500) * (
-        np.exp(-time / 0.007) + 0.4 * (time > 0.07) * np.exp(-(time - 0.07) / 0.02)
-    )
-    return rng.uniform(0.8, 1) * (thump + 0.6 * heel)
-
-
-def _key(rng, number, pitch):
-    time, press = _time(0.11), rng.uniform(0.85, 1.15)
-    click = np.exp(-time / 0.004) + 0.5 * (time > 0.07) * np.exp(-np.maximum(time - 0.07, 0) / 0.003)
-    body = _modes(time, (330 * press, 900 * press), (0.25, 0.15), (0.012, 0.008))
-    return rng.uniform(0.5, 1) * (_band(_noise(rng, len(time)), 1800, 6000) * click + body)
-
-
-def _tick(rng, number, pitch):
-    time, wheel = _time(0.05), 1.0 if number % 2 else 1.25  # tick, tock
-    strike = 0.3 * _noise(rng, len(time)) * np.exp(-time / 0.001)
-    return strike + _modes(time, np.array([1900, 3050, 4700]) * wheel, (1, 0.8, 0.6), (0.006, 0.005, 0.003))
-
-
-def _drip(rng, number, pitch):
-    time = _time(0.18)
-    bubble = _harmonics(pitch * rng.uniform(750, 850) * (1 + 9 * time), (1, 0.1)) * np.exp(-time / 0.028)
-    splash = 0.4 * _band(_noise(rng, len(time)), 2500, 6500) * np.exp(-time / 0.004)
-    return (bubble + splash) * np.minimum(time / 0.002, 1)
-
-
-def _knock(rng, number, pitch):
-    time = _time(0.15)
-    wood = _modes(
-        time, np.array([170, 320, 540, 1010]) * rng.uniform(0.97, 1.03), (1, 0.9, 0.6, 0.5), (0.03, 0.025, 0.02, 0.01)
-    )
-    return rng.uniform(0.85, 1) * (wood + 0.5 * _noise(rng, len(time)) * np.exp(-time / 0.002))
-
-
 # ---- What there is to hear, and how people put it. ----
 
 
@@ -316,27 +114,27 @@ class Kind:
 
 
 KINDS = {
-    "rain": Kind(_rain, "weather", ("loudness",)),
-    "wind": Kind(_wind, "weather", ("loudness",)),
-    "waves": Kind(_waves, "weather", ("loudness", "distance")),
-    "thunder": Kind(_thunder, "weather", ("loudness", "distance"), 0, 3.0, 0.3),
-    "engine": Kind(_engine, "machine", ("loudness", "pitch", "distance")),
-    "clock": Kind(_tick, "machine", ("loudness", "speed"), 0, 0.5, 0.0),
-    "siren": Kind(_siren, "signal", ("pitch", "speed", "distance")),
-    "bell": Kind(_bell, "signal", ("loudness", "pitch", "distance"), 4, 0.9),
-    "phone": Kind(_phone, "signal", ("loudness", "pitch", "distance"), 3, 1.25, 0.0),
-    "alarm": Kind(_alarm, "signal", ("loudness", "pitch", "speed"), 5, 0.38, 0.0),
-    "horn": Kind(_horn, "signal", ("loudness", "pitch", "distance"), 4, 0.75),
-    "dog": Kind(_dog, "animal", ("loudness", "pitch", "distance"), 5, 0.5, 0.1),
-    "cat": Kind(_cat, "animal", ("loudness", "pitch"), 3, 1.15, 0.06),
-    "bird": Kind(_bird, "animal", ("loudness", "pitch", "distance"), 5, 0.42, 0.1),
-    "owl": Kind(_owl, "animal", ("loudness", "pitch", "distance"), 4, 0.85),
-    "crickets": Kind(_crickets, "animal", ("loudness", "speed")),
-    "footsteps": Kind(_footstep, "people", ("loudness", "speed", "distance"), 0, 0.58),
-    "typing": Kind(_key, "people", ("loudness", "speed"), 0, 0.17, 0.4),
-    "knock": Kind(_knock, "people", ("loudness", "speed"), 5, 0.4),
-    "applause": Kind(_applause, "people", ("loudness", "distance")),
-    "drip": Kind(_drip, "water", ("loudness", "pitch", "speed"), 4, 0.55, 0.06),
+    "rain": Kind(sounds.rain, "weather", ("loudness",)),
+    "wind": Kind(sounds.wind, "weather", ("loudness",)),
+    "waves": Kind(sounds.waves, "weather", ("loudness", "distance")),
+    "thunder": Kind(sounds.thunder, "weather", ("loudness", "distance"), 0, 3.0, 0.3),
+    "engine": Kind(sounds.engine, "machine", ("loudness", "pitch", "distance")),
+    "clock": Kind(sounds.tick, "machine", ("loudness", "speed"), 0, 0.5, 0.0),
+    "siren": Kind(sounds.siren, "signal", ("pitch", "speed", "distance")),
+    "bell": Kind(sounds.bell, "signal", ("loudness", "pitch", "distance"), 4, 0.9),
+    "phone": Kind(sounds.phone, "signal", ("loudness", "pitch", "distance"), 3, 1.25, 0.0),
+    "alarm": Kind(sounds.alarm, "signal", ("loudness", "pitch", "speed"), 5, 0.38, 0.0),
+    "horn": Kind(sounds.horn, "signal", ("loudness", "pitch", "distance"), 4, 0.75),
+    "dog": Kind(sounds.dog, "animal", ("loudness", "pitch", "distance"), 5, 0.5, 0.1),
+    "cat": Kind(sounds.cat, "animal", ("loudness", "pitch"), 3, 1.15, 0.06),
+    "bird": Kind(sounds.bird, "animal", ("loudness", "pitch", "distance"), 5, 0.42, 0.1),
+    "owl": Kind(sounds.owl, "animal", ("loudness", "pitch", "distance"), 4, 0.85),
+    "crickets": Kind(sounds.crickets, "animal", ("loudness", "speed")),
+    "footsteps": Kind(sounds.footstep, "people", ("loudness", "speed", "distance"), 0, 0.58),
+    "typing": Kind(sounds.key, "people", ("loudness", "speed"), 0, 0.17, 0.4),
+    "knock": Kind(sounds.knock, "people", ("loudness", "speed"), 5, 0.4),
+    "applause": Kind(sounds.applause, "people", ("loudness", "distance")),
+    "drip": Kind(sounds.drip, "water", ("loudness", "pitch", "speed"), 4, 0.55, 0.06),
 }
 
 # "subject|verb|gerund|complement". Adjectives go with the subject; after "~" only those of distance and the kind's own, after
@@ -478,7 +276,7 @@ def render(scene: Scene, seed: int) -> np.ndarray:
         spans = [(0.1, change - 0.15), (change + 0.15, SECONDS - 0.1)]
     else:
         spans = [(rng.uniform(0.1, 0.5), SECONDS - rng.uniform(0.1, 0.5)) for _ in scene.events]
-    mix = BACKGROUND * _noise(rng, SAMPLES)
+    mix = BACKGROUND * sounds.noise(rng, SAMPLES)
     for number, (event, span) in enumerate(zip(scene.events, spans, strict=True), start=2):
         mix += _render_event(event, generator(seed, number), *span)
     mix *= min(1.0, SCENE_PEAK / np.abs(mix).max())
@@ -501,9 +299,13 @@ def _render_event(event: Event, rng, start: float, stop: float) -> np.ndarray:
             wave[onset : onset + len(call)] += call
     else:
         first, last = int(start * SAMPLING_RATE), int(stop * SAMPLING_RATE)
-        wave[first:last] = kind.sound(rng, last - first, pitch, speed) * _swell(last - first, 0.1, 0.1)
+        wave[first:last] = kind.sound(rng, last - first, pitch, speed) * sounds.fade(last - first, 0.1, 0.1)
     if event.on_axis("distance"):
-        wave = _far(rng, wave) if "far" in event.attributes else wave + 0.5 * sosfilt(_filter("highpass", 1, 2000), wave)
+        wave = (
+            _far(rng, wave)
+            if "far" in event.attributes
+            else wave + 0.5 * sosfilt(sounds.design_filter("highpass", 1, 2000), wave)
+        )
     # The level where the sound is, however much silence there is around it: power averaged with itself as the weight.
     power = (wave**2).reshape(-1, SAMPLING_RATE // 20).mean(axis=1)
     level = np.sqrt((power**2).sum() / power.sum())
@@ -528,7 +330,7 @@ def _onsets(event: Event, rng, start: float, stop: float, period: float) -> np.n
 
 def _far(rng, wave: np.ndarray) -> np.ndarray:
     """From afar: muffled, with a diffuse echo of 0.5 s."""
-    wave = sosfilt(_filter("lowpass", 1, 1200), wave)
+    wave = sosfilt(sounds.design_filter("lowpass", 1, 1200), wave)
     echo = 0.6 * wave
     for delay in rng.uniform(0.03, 0.5, 12):
         shift = int(delay * SAMPLING_RATE)

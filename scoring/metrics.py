@@ -36,19 +36,33 @@ def alignment_metrics(predictions, ratings) -> dict[str, float]:
     return {**metrics, "MSE": float(np.mean((predictions - ratings) ** 2))}
 
 
-def bootstrap_intervals(predictions, ratings, resamples: int = 1000, confidence: float = 0.95, seed: int = 0):
-    """Percentile bootstrap over pairs: `{metric: (low, high)}` for every metric, from the same resamples.
+def bootstrap_intervals(
+    predictions, ratings, resamples: int = 1000, confidence: float = 0.95, seed: int = 0, names: tuple[str, ...] = METRICS
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap over pairs: `{metric: (low, high)}`, all from the same resamples.
 
     Args:
         predictions, ratings: As for [`alignment_metrics`].
         resamples: How often pairs are drawn with replacement.
+        names: The metrics wanted. Without `KTAU` it is some ten times faster.
     """
     predictions, ratings = np.asarray(predictions, dtype=np.float64), np.asarray(ratings, dtype=np.float64)
     generator = np.random.default_rng(seed)
-    draws = []
-    for _ in range(resamples):
-        chosen = generator.integers(len(predictions), size=len(predictions))
-        draws.append([alignment_metrics(predictions[chosen], ratings[chosen])[name] for name in METRICS])
+    chosen = np.stack([generator.integers(len(predictions), size=len(predictions)) for _ in range(resamples)])
+    first, second = predictions[chosen], ratings[chosen]  # [resamples, pairs]
+    draws = {
+        "SRCC": lambda: _row_correlations(stats.rankdata(first, axis=1), stats.rankdata(second, axis=1)),
+        "LCC": lambda: _row_correlations(first, second),
+        "KTAU": lambda: np.nan_to_num([stats.kendalltau(*rows).statistic for rows in zip(first, second, strict=True)]),
+        "MSE": lambda: ((first - second) ** 2).mean(axis=1),
+    }
     tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
-    return {name: (float(low[index]), float(high[index])) for index, name in enumerate(METRICS)}
+    return {name: tuple(np.quantile(draws[name](), [tail, 1 - tail]).tolist()) for name in names}
+
+
+def _row_correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of each row `[rows, pairs]` with the other's; 0 with a constant one."""
+    constant = (np.ptp(first, axis=1) == 0) | (np.ptp(second, axis=1) == 0)
+    first, second = (rows - rows.mean(axis=1, keepdims=True) for rows in (first, second))
+    scale = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
+    return np.where(constant, 0.0, (first * second).sum(axis=1) / np.where(constant, 1.0, scale))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import logging as transformers_logging
 
@@ -298,6 +298,24 @@ class RunRecord(TrainerCallback):
             self.write(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
+class TrainingProgress(ProgressCallback):
+    """Trainer's progress bar, with the latest loss and validation metric in it instead of a line for each log entry.
+
+    `log_history.json` keeps them all.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.shown = {}
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is None:
+            return
+        names = {"loss": "loss", "eval_SRCC": "validation SRCC", "eval_loss": "validation loss"}
+        self.shown |= {names[name]: f"{value:.4g}" for name, value in logs.items() if name in names}
+        self.training_bar.set_postfix(self.shown)
+
+
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
@@ -329,6 +347,8 @@ def run_training(trainer: Trainer, record: RunRecord, checkpoint: str | None) ->
     """Train, from `checkpoint` if there is one, and leave the best model (with validation) or the last in the trainer."""
     arguments = trainer.args
     trainer.add_callback(record)
+    if trainer.pop_callback(ProgressCallback):  # none with --disable_tqdm
+        trainer.add_callback(TrainingProgress)
     record.add(world_size=arguments.world_size, device=str(arguments.device), resumed_from=None)
     if checkpoint is not None:
         record.continue_from(checkpoint)
