@@ -46,6 +46,14 @@ def batch_size_of(given: str) -> int | str:
     return given if given == "auto" else int(given)
 
 
+def hide_loading_of(model: str) -> None:
+    """No progress bar while weights are read from a folder; downloads keep theirs."""
+    if Path(model).is_dir():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
+
 @app.callback()
 def options(
     _: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")] = False,
@@ -101,10 +109,7 @@ def score(
     keep_freed_memory()
     if (num_shards is None) != (shard is None):
         raise typer.BadParameter("pass both --num-shards and --shard, or neither")
-    if Path(model).is_dir():
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # of loading weights from disk; downloads keep theirs
+    hide_loading_of(model)
     if input is None:
         from xacle.processing_xacle import load_waveform
         from xacle.scoring.scorer import Scorer
@@ -133,6 +138,54 @@ def score(
         typer.echo(f"{report.scored} pairs scored: {output}", err=True)
         if report.rejected:
             typer.echo(f"{report.rejected} rows skipped, listed with reasons in {output}.rejected.csv", err=True)
+
+
+@app.command()
+def rank(
+    sounds: Annotated[list[str], typer.Argument(help="Files, http(s) URLs, or folders of sounds.")],
+    model: Annotated[str, typer.Option(help="Model folder or Hub id.")],
+    text: Annotated[str, typer.Option(help="The caption.")],
+    output: Annotated[Path | None, typer.Option(help="Write rank, wav_file_name, text and pred_score (.csv).")] = None,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            parser=batch_size_of, metavar="auto|N", help="10 s windows scored at once; auto takes fewer when memory is short."
+        ),
+    ] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; the best there is by default.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the weights; int8 is for CPUs.")] = Dtype.float32,
+    window: Annotated[Window, typer.Option(help="Clips over 10 s: average of 10 s windows, or the first only.")] = Window.mean,
+    on_error: Annotated[
+        OnError, typer.Option(help="If some sounds cannot be scored: rank the others and fail, or rank them and succeed.")
+    ] = OnError.stop,
+):
+    """Rank sounds by how well they match one caption: the best of N.
+
+    xacle rank --model DIR --text "A dog barks" take1.wav take2.wav take3.wav
+
+    xacle rank --model DIR --text "A dog barks" takes/ --output ranked.csv
+    """
+    if not text.strip():
+        raise typer.BadParameter("the caption is empty", param_hint="--text")
+    if output is not None and output.suffix.lower() != ".csv":
+        raise typer.BadParameter("must end in .csv", param_hint="--output")
+    from xacle.scoring.rank import best_of_n, ranking_table, sounds_of, write_ranking
+    from xacle.scoring.scorer import Scorer
+
+    hide_loading_of(model)
+    files = sounds_of(sounds)
+    scorer = Scorer.from_pretrained(model, device, dtype.value)
+    candidates = best_of_n(scorer, text, files, batch_size, window.value)
+    failed = [candidate for candidate in candidates if candidate.error is not None]
+    for candidate in failed:
+        typer.secho(f"not ranked: {candidate.error}", fg="red", err=True)
+    if len(failed) == len(candidates):
+        raise ValueError("none of the sounds can be scored")
+    typer.echo(ranking_table(files, candidates))
+    if output is not None:
+        write_ranking(output, text, files, candidates)
+    if failed and on_error is OnError.stop:
+        raise typer.Exit(1)
 
 
 @app.command()
