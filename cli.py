@@ -208,6 +208,34 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    systems: Annotated[
+        list[Path], typer.Argument(help="Tables with wav_file_name and pred_score, one a system, or folders of them.")
+    ],
+    output: Annotated[Path | None, typer.Option(help="Write everything (.json), or the pairs of systems (.csv).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw means and differences with intervals (.png, .pdf, .svg).")] = None,
+    bootstrap: Annotated[int, typer.Option(min=1, help="Resamples, for intervals and p-values.")] = 10000,
+):
+    """Compare systems' scores on the same prompts: means, wins and losses, and whether differences are more than chance.
+
+    xacle compare tango.csv audioldm.csv
+
+    Rows are paired by caption if every table has a column text and no caption occurs twice in one, else by file name.
+    Differences are tested by a paired t-test and a paired bootstrap over prompts, corrected for the number of pairs (Holm).
+    """
+    if output is not None and output.suffix.lower() not in (".json", ".csv"):
+        raise typer.BadParameter("must end in .json or .csv", param_hint="--output")
+    from xacle.scoring.compare import compare, comparison_plot, write_comparison
+
+    comparison = compare(systems, bootstrap)
+    typer.echo(str(comparison))
+    if output is not None:
+        write_comparison(output, comparison)
+    if plot is not None:
+        comparison_plot(plot, comparison)
+
+
+@app.command()
 def caption(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a captioner (stage 1).")],
     audio: Annotated[str | None, typer.Option(help="One sound: a file or an http(s) URL.")] = None,
