@@ -46,6 +46,22 @@ def batch_size_of(given: str) -> int | str:
     return given if given == "auto" else int(given)
 
 
+def file_ending_in(*suffixes: str):
+    """A check of an output, before any work: that its name ends so, and its folder exists."""
+
+    def check(path: Path | None) -> Path | None:
+        if path is not None and path.suffix.lower() not in suffixes:
+            raise typer.BadParameter(f"'{path}' must end in {' or '.join(suffixes)}")
+        if path is not None and not path.absolute().parent.is_dir():
+            raise typer.BadParameter(f"the folder of '{path}' does not exist")
+        return path
+
+    return check
+
+
+PICTURE = file_ending_in(".png", ".pdf", ".svg")
+
+
 def hide_loading_of(model: str) -> None:
     """No progress bar while weights are read from a folder; downloads keep theirs."""
     if Path(model).is_dir():
@@ -145,7 +161,9 @@ def rank(
     sounds: Annotated[list[str], typer.Argument(help="Files, http(s) URLs, or folders of sounds.")],
     model: Annotated[str, typer.Option(help="Model folder or Hub id.")],
     text: Annotated[str, typer.Option(help="The caption.")],
-    output: Annotated[Path | None, typer.Option(help="Write rank, wav_file_name, text and pred_score (.csv).")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=file_ending_in(".csv"), help="Write rank, wav_file_name, text, pred_score (.csv).")
+    ] = None,
     batch_size: Annotated[
         str,
         typer.Option(
@@ -167,8 +185,6 @@ def rank(
     """
     if not text.strip():
         raise typer.BadParameter("the caption is empty", param_hint="--text")
-    if output is not None and output.suffix.lower() != ".csv":
-        raise typer.BadParameter("must end in .csv", param_hint="--output")
     from xacle.scoring.rank import best_of_n, ranking_table, sounds_of, write_ranking
     from xacle.scoring.scorer import Scorer
 
@@ -189,11 +205,53 @@ def rank(
 
 
 @app.command()
+def explain(
+    model: Annotated[str, typer.Option(help="Model folder or Hub id.")],
+    audio: Annotated[str, typer.Option(help="The sound: a file or an http(s) URL.")],
+    text: Annotated[str, typer.Option(help="Its caption.")],
+    segment: Annotated[float, typer.Option(min=0.175, help="Length of the stretches that are silenced, in seconds.")] = 1.0,
+    plot: Annotated[
+        Path | None, typer.Option(callback=PICTURE, help="Draw spectrogram and changes (.png, .pdf, .svg).")
+    ] = None,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            parser=batch_size_of, metavar="auto|N", help="10 s windows scored at once; auto takes fewer when memory is short."
+        ),
+    ] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; the best there is by default.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the weights; int8 is for CPUs.")] = Dtype.float32,
+    window: Annotated[Window, typer.Option(help="Clips over 10 s: average of 10 s windows, or the first only.")] = Window.mean,
+):
+    """Show which words and which seconds a score rests on: each is taken away in turn, and the rest scored again.
+
+    xacle explain --model DIR --audio dog.wav --text "A dog barks and rain falls" --plot explain.png
+
+    A score that falls without a part means that the part speaks for the match. Phrases are what commas and "and" separate.
+    """
+    if not text.strip():
+        raise typer.BadParameter("the caption is empty", param_hint="--text")
+    from xacle.processing_xacle import load_waveform
+    from xacle.scoring.explain import explain, explanation_plot
+    from xacle.scoring.scorer import Scorer
+
+    hide_loading_of(model)
+    waveform = load_waveform(audio)  # before the model, which takes longer
+    scorer = Scorer.from_pretrained(model, device, dtype.value)
+    explanation = explain(scorer, waveform, text, segment, batch_size, window.value)
+    typer.echo(str(explanation))
+    if plot is not None:
+        explanation_plot(plot, explanation)
+
+
+@app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Scores: wav_file_name and pred_score (.csv, .jsonl).")],
     ratings: Annotated[Path, typer.Argument(help="Ratings: wav_file_name and average_score, or score of single listeners.")],
     output: Annotated[Path | None, typer.Option(help="Write metric,value rows, as the challenge's evaluator does.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw predictions against ratings (.png, .pdf, .svg).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(callback=PICTURE, help="Draw predictions against ratings (.png, .pdf, .svg).")
+    ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the 95 % confidence intervals; 0 for none.")] = 1000,
 ):
     """SRCC, LCC, KTAU and MSE of predicted scores against human ratings, with confidence intervals."""
@@ -212,8 +270,15 @@ def compare(
     systems: Annotated[
         list[Path], typer.Argument(help="Tables with wav_file_name and pred_score, one a system, or folders of them.")
     ],
-    output: Annotated[Path | None, typer.Option(help="Write everything (.json), or the pairs of systems (.csv).")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw means and differences with intervals (.png, .pdf, .svg).")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            callback=file_ending_in(".json", ".csv"), help="Write everything (.json), or the pairs of systems (.csv)."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(callback=PICTURE, help="Draw means and differences with intervals (.png, .pdf, .svg).")
+    ] = None,
     bootstrap: Annotated[int, typer.Option(min=1, help="Resamples, for intervals and p-values.")] = 10000,
 ):
     """Compare systems' scores on the same prompts: means, wins and losses, and whether differences are more than chance.
@@ -223,8 +288,6 @@ def compare(
     Rows are paired by caption if every table has a column text and no caption occurs twice in one, else by file name.
     Differences are tested by a paired t-test and a paired bootstrap over prompts, corrected for the number of pairs (Holm).
     """
-    if output is not None and output.suffix.lower() not in (".json", ".csv"):
-        raise typer.BadParameter("must end in .json or .csv", param_hint="--output")
     from xacle.scoring.compare import compare, comparison_plot, write_comparison
 
     comparison = compare(systems, bootstrap)
