@@ -1,10 +1,8 @@
-"""A tiny scorer with random weights, and generated sounds to try it on: everything runs, nothing is learnt."""
+"""A tiny scorer with random weights, and four plain sounds to try it on: everything runs, nothing is learnt."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config
@@ -97,30 +95,3 @@ def save_tiny_scorer(folder: Path) -> Path:
     XacleForAlignmentScoring(tiny_config(processor)).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
-
-
-def run_demo(out: Path) -> None:
-    """Build the scorer and the sounds, score every sound with every caption, print the table."""
-    from xacle.scoring.score_table import score_table
-
-    marker = out / ".xacle_demo"
-    if out.exists() and any(out.iterdir()) and not marker.exists():
-        raise FileExistsError(f"'{out}' is not empty and no earlier demo's; choose another --out")
-    (out / "wav").mkdir(parents=True, exist_ok=True)
-    marker.touch()
-    model = save_tiny_scorer(out / "model")
-    pairs = [(f"{sound}.wav", caption) for sound in CAPTIONS for caption in CAPTIONS.values()]
-    for sound in CAPTIONS:
-        sf.write(out / "wav" / f"{sound}.wav", make_sound(sound), SAMPLING_RATE)
-    with (out / "pairs.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("wav_file_name", "text"), *pairs])
-    score_table(str(model), out / "pairs.csv", out / "wav", out / "scores.csv")
-    with (out / "scores.csv").open(newline="") as file:
-        scores = [float(row["pred_score"]) for row in csv.DictReader(file)]
-    print(f"\n{'sound':<12}{'caption':<36}score (0-10)")
-    for (wav, caption), score in zip(pairs, scores, strict=True):
-        print(f"{wav:<12}{caption:<36}{score:6.3f}{'   <- its own caption' if caption == CAPTIONS[wav[:-4]] else ''}")
-    print(
-        "\nThe weights of this model are RANDOM: the scores show that everything runs, and nothing about quality.\n"
-        f"Model, sounds and scores are in {out}/. Score your own: xacle score --model {model} --audio FILE --text TEXT"
-    )

@@ -410,18 +410,6 @@ def test_convert_and_score(released_folder, tmp_path, wav_dir):
     assert "no checkpoint at" in result.stderr
 
 
-def test_the_demo_says_that_its_weights_are_random(tmp_path):
-    result = command("demo", "--out", tmp_path / "demo")
-    assert result.returncode == 0, result.stderr
-    assert "RANDOM" in result.stdout
-    assert len(read_scores(tmp_path / "demo/scores.csv")) == 16
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/model").touch()
-    result = command("demo", "--out", tmp_path / "mine")
-    assert result.returncode == 1
-    assert "not empty and no earlier demo's" in result.stderr
-
-
 def test_help_is_quick_and_complete():
     for arguments, words in [((), "score"), (("score",), "--batch-size"), (("convert",), "tmu")]:
         result = command(*arguments, "--help")
