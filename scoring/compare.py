@@ -110,6 +110,8 @@ def tables_of(paths: Sequence[Path]) -> list[Path]:
     tables = []
     for path in paths:
         found = [path]
+        if not path.exists():
+            raise FileNotFoundError(f"no table at '{path}'")
         if path.is_dir():
             found = sorted(file for file in path.iterdir() if file.suffix.lower() in (".csv", ".jsonl"))
             found = [file for file in found if not file.name.endswith(".rejected.csv")]
@@ -175,7 +177,10 @@ def _check_paired(tables, columns, prompts, paired_by) -> None:
     if lines:
         advice = "all systems must score the same prompts"
         if not paired_by.startswith("caption"):
-            advice += "; files that are called differently are paired by a column text, if each caption occurs once"
+            advice += (
+                "; files that are called differently are paired by a column text, which `xacle score --with-text` writes, if "
+                "each caption occurs once"
+            )
         raise ValueError("\n".join([f"rows cannot be paired by {paired_by}", *lines, advice]))
 
 

@@ -79,7 +79,7 @@ class AlignmentReward:
             given = "none" if clips is None else len(clips)
             raise ValueError(f"pass a list of prompts and as many audios, got {given} for {prompts!r:.200}")
         rates = self.sampling_rate if sampling_rate is None else sampling_rate
-        rates = [rates] * len(clips) if np.ndim(rates) == 0 else list(rates)
+        rates = [rates] * len(clips) if np.ndim(rates) == 0 else np.asarray(rates).tolist()  # a tensor's as numbers
         if len(rates) != len(clips):
             raise ValueError(f"pass one sampling_rate, or one a clip, got {len(rates)} for {len(clips)} clips")
         pairs = [(_with_rate(clip, rate), prompt) for clip, rate, prompt in zip(clips, rates, prompts, strict=True)]

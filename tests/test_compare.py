@@ -5,10 +5,13 @@ import json
 
 import numpy as np
 import pytest
+import soundfile as sf
 from scipy import stats
 from test_scoring import command, write_table
 
+from xacle.demo.random_weights import CAPTIONS, make_sound
 from xacle.scoring.compare import compare, names_of, write_comparison
+from xacle.scoring.score_table import score_table
 from xacle.scoring.significance import bootstrap_means, holm, interval, paired_test
 
 SCORED = ("wav_file_name", "text", "pred_score")
@@ -102,6 +105,18 @@ def test_systems_are_paired_by_caption_where_files_are_called_differently(system
     assert compare(tables) == comparison  # seeded
 
 
+def test_tables_that_score_wrote_are_paired_by_caption(tiny_folder, tmp_path):
+    captions = ["Rain", "A siren", "A clock", "An engine"]
+    for system in "ab":
+        for number in range(4):
+            sf.write(tmp_path / f"{system}{number}.wav", make_sound(list(CAPTIONS)[number], 1.0 + 0.1 * number), 16000)
+        pairs = [(f"{system}{number}.wav", text) for number, text in enumerate(captions)]
+        table = write_table(tmp_path / f"{system}_pairs.csv", pairs, SCORED[:2])
+        score_table(str(tiny_folder), table, tmp_path, tmp_path / f"{system}.csv", device="cpu", with_text=True)
+    comparison = compare([tmp_path / "a.csv", tmp_path / "b.csv"])
+    assert comparison.paired_by == "caption (text)" and comparison.prompts == 4 and comparison.pairs[0].test.ties == 4
+
+
 def test_else_by_file_name(tmp_path):
     names = [f"{number}.wav" for number in range(6)]
     first = write_table(tmp_path / "a.csv", [(name, "Rain", number) for number, name in enumerate(names)], SCORED)
@@ -164,6 +179,7 @@ def test_what_cannot_be_paired_is_listed(systems, tmp_path):
     [
         (["a.csv"], "at least two tables"),
         (["a.csv", "a.csv"], "given twice"),
+        (["missing"], "no table at '.*missing'"),
         (["a.csv", "missing.csv"], "no table at '.*missing.csv'"),
         (["one.csv", "two.csv"], "at least 2 prompts"),
         (["a.csv", "ratings.csv"], "needs the column pred_score"),

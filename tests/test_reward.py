@@ -50,7 +50,8 @@ def test_sampling_rates(reward):
     (other,) = reward(["Rain"], [fast])  # taken for 16 kHz
     found = reward(["Rain"] * 2, [fast, rain], sampling_rate=[48000, 16000])
     np.testing.assert_allclose(found, expected, atol=0.2 * abs(other - expected))
-    assert reward(["Rain"], [fast], sampling_rate=48000) == pytest.approx(found[:1], abs=1e-6)
+    for rate in (48000, [48000], torch.tensor([48000]), np.array([48000])):
+        assert reward(["Rain"], [fast], sampling_rate=rate) == pytest.approx(found[:1], abs=1e-6)
     with pytest.raises(ValueError, match="2 for 1 clips"):
         reward(["Rain"], [rain], sampling_rate=[16000, 16000])
 
