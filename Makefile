@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs docs-check clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/xacle demo --out demo_output
@@ -19,8 +19,14 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+docs: $(INSTALLED)
+	$(VENV)/bin/pdoc --docformat google --output-directory docs_output $(shell sed 's/#.*//' docs/api.txt)
+
+docs-check: $(INSTALLED)
+	$(VENV)/bin/python docs/check.py
+
 clean:
-	rm -rf $(VENV) demo_output build *.egg-info
+	rm -rf $(VENV) demo_output docs_output build *.egg-info
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,156 @@
+"""Run what the README and the guides show: `make docs-check` (some minutes).
+
+Commands and Python blocks run as they stand, in a folder with tiny stand-ins for the models and tables they name; training
+commands for one epoch. Those that cannot run like this are listed with the test that does.
+"""
+
+import csv
+import os
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from string import Template
+
+from transformers import Qwen2Config, Qwen2Model
+
+from xacle.demo.panel import write_corpus
+from xacle.demo.parts import save_clap
+from xacle.demo.random_weights import CAPTIONS, save_tiny_scorer, tiny_config, tiny_processor, tiny_tokenizer
+from xacle.modeling_beats import BeatsModel
+from xacle.processing_xacle import XacleFeatureExtractor
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*.md")), "demo/README.md"]
+ELSEWHERE = {  # what a command begins with: why it is not run here
+    "make ": "is what runs this, or builds what it runs in",
+    "source ": "the environment is active",
+    "pip install": "the environment is there",
+    "xacle convert": "takes released checkpoints; tests/test_conversion.py and tests/test_m2d_clap.py convert stand-ins",
+    "xacle demo": "tests/test_demo.py, and `make demo`",
+    "xacle app": "a server; tests/test_space.py",
+    "xacle push my-scorer me/my-scorer": "uploads; tests/test_publish.py pushes to a Hub of its own",
+    "torchrun": "takes several GPUs; tests/test_engine.py and tests/test_training_processes.py start two processes",
+    "accelerate launch": "takes several GPUs; tests/test_training_processes.py starts two processes",
+    "python -m benchmarks.run": "tests/test_benchmarks.py",
+    "python benchmarks/": "minutes to hours, and data to fetch",
+}
+PRELUDE = "import numpy as np\nwaveform = 0.1 * np.random.default_rng(0).standard_normal(44100)\n"
+
+
+def write_table(file: str, rows: list[dict]) -> None:
+    with open(file, "w", newline="") as out:
+        writer = csv.DictWriter(out, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def prepare() -> None:
+    """Write into the current folder what the guides name."""
+    write_corpus("xacle-data", seed=0, train=16, validation=8, test=8, captions=12)
+    Path("wav").mkdir()
+    tables = {}
+    for split in ("train", "validation", "test", "captions"):
+        name = "captions.csv" if split == "captions" else f"{split}_average.csv"
+        with open(f"xacle-data/meta_data/{name}", newline="") as table:
+            tables[split] = list(csv.DictReader(table))
+        shutil.copytree(f"xacle-data/wav/{split}", "wav", dirs_exist_ok=True)
+    write_table("ratings_train.csv", tables["train"])
+    write_table("ratings_validation.csv", tables["validation"])
+    write_table("ratings.csv", [row | {"model_id": f"system{n % 2}"} for n, row in enumerate(tables["test"])])
+    pairs = [{name: row[name] for name in ("wav_file_name", "text")} for row in tables["test"]]
+    write_table("pairs.csv", pairs)
+    chance = random.Random(0)
+    for name in ("system_a", "system_b", "system_c", "other_scores"):
+        write_table(f"{name}.csv", [{"wav_file_name": p["wav_file_name"], "pred_score": chance.uniform(0, 10)} for p in pairs])
+    write_table("captions.csv", tables["captions"][:8])
+    write_table("captions_validation.csv", tables["captions"][8:])
+    for name in ("dog", "take1", "take2", "take3"):
+        shutil.copy(f"wav/{pairs[0]['wav_file_name']}", f"{name}.wav")
+
+    processor = tiny_processor()
+    config = tiny_config(processor)
+    save_tiny_scorer(Path("xacle-tmu"))
+    BeatsModel(config.audio_config).save_pretrained("beats")
+    XacleFeatureExtractor().save_pretrained("beats")
+    captions = [row["text"] for rows in tables.values() for row in rows]
+    save_clap(captions, Path("m2d-clap"), seed=0)
+    tokenizer = tiny_tokenizer([*CAPTIONS.values(), *captions])
+    settings = {**config.text_config.to_dict(), "vocab_size": len(tokenizer)}
+    for size in ("0.5B", "1.5B"):  # where Qwen's own names are looked up first: in the current folder
+        folder = Path(f"Qwen/Qwen2.5-{size}-Instruct")
+        Qwen2Model(Qwen2Config(**settings)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """`(language, code)` of a page's blocks, commands that tables show included, in the order they stand in."""
+    text = (ROOT / page).read_text()
+    found = re.finditer(r"```(bash|python)\n(.*?)```|^\|.*`(xacle [^`]+ --[^`]+)`.*$", text, flags=re.DOTALL | re.MULTILINE)
+    shown = []
+    for match in found:
+        if match[3] is not None:  # a row of a table
+            shown += [("bash", command) for command in re.findall(r"`(xacle [^`]+ --[^`]+)`", match[0])]
+        else:
+            shown.append((match[1], match[2]))
+    return shown
+
+
+def commands(code: str, variables: dict[str, str]) -> list[str]:
+    """The commands of a block, with its shell variables (and those of the page's earlier blocks) filled in."""
+    lines = []
+    for line in code.replace("\\\n", " ").splitlines():
+        line = re.sub(r"(^|\s)#.*", "", line).strip()
+        if assigned := re.fullmatch(r'(\w+)="(.*)"', line):
+            variables[assigned[1]] = Template(assigned[2]).substitute(variables)
+        elif line:
+            lines.append(Template(line).safe_substitute(variables))
+    return lines
+
+
+def shortened(command: str) -> str:
+    """A command of the guides for tiny stand-ins on a CPU."""
+    if command.startswith("xacle train"):
+        command += " --num_train_epochs 1 --per_device_train_batch_size 4 --use_cpu true --dataloader_num_workers 0"
+    return command
+
+
+def run(arguments: list[str], what: str) -> bool:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    print(f"{'ok    ' if done.returncode == 0 else 'FAILED'} {what}", flush=True)
+    if done.returncode:
+        print("\n".join((done.stdout + done.stderr).splitlines()[-15:]), flush=True)
+    return done.returncode == 0
+
+
+def check(page: str) -> bool:
+    good, variables = True, {}
+    for language, code in blocks(page):
+        if language == "python":
+            good &= run([sys.executable, "-c", PRELUDE + code], f"{page}: {code.strip().splitlines()[0]} ...")
+            continue
+        for command in commands(code, variables):
+            elsewhere = next((why for start, why in ELSEWHERE.items() if command.startswith(start)), None)
+            if elsewhere is not None and "--dry-run" not in command:
+                print(f"-      {page}: {command}\n       ({elsewhere})", flush=True)
+                continue
+            good &= run(["bash", "-c", shortened(command)], f"{page}: {shlex.join(command.split())}")
+    return good
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.symlink(ROOT / "metrics", "metrics")
+        prepare()
+        results = [check(page) for page in PAGES]
+    sys.exit(not all(results))
+
+
+if __name__ == "__main__":
+    main()
