@@ -32,6 +32,7 @@ ELSEWHERE = {  # what a command begins with: why it is not run here
     "pip install": "the environment is there",
     "xacle convert": "takes released checkpoints; tests/test_conversion.py and tests/test_m2d_clap.py convert stand-ins",
     "xacle demo": "tests/test_demo.py, and `make demo`",
+    "xacle caption": "takes a sentence model of the Hub; tests/test_captions.py",
     "xacle app": "a server; tests/test_space.py",
     "xacle push my-scorer me/my-scorer": "uploads; tests/test_publish.py pushes to a Hub of its own",
     "torchrun": "takes several GPUs; tests/test_engine.py and tests/test_training_processes.py start two processes",
@@ -65,7 +66,7 @@ def prepare() -> None:
     pairs = [{name: row[name] for name in ("wav_file_name", "text")} for row in tables["test"]]
     write_table("pairs.csv", pairs)
     chance = random.Random(0)
-    for name in ("system_a", "system_b", "system_c", "other_scores"):
+    for name in ("system_a", "system_b", "system_c", "other_scores", "test23"):
         write_table(f"{name}.csv", [{"wav_file_name": p["wav_file_name"], "pred_score": chance.uniform(0, 10)} for p in pairs])
     write_table("captions.csv", tables["captions"][:8])
     write_table("captions_validation.csv", tables["captions"][8:])
@@ -90,10 +91,10 @@ def prepare() -> None:
 def blocks(page: str) -> list[tuple[str, str]]:
     """`(language, code)` of a page's blocks, commands that tables show included, in the order they stand in."""
     text = (ROOT / page).read_text()
-    found = re.finditer(r"```(bash|python)\n(.*?)```|^\|.*`(xacle [^`]+ --[^`]+)`.*$", text, flags=re.DOTALL | re.MULTILINE)
+    found = re.finditer(r"```(bash|python)\n(.*?)```|^\|[^\n]*`xacle [^`\n]+ --[^\n]+$", text, flags=re.DOTALL | re.MULTILINE)
     shown = []
     for match in found:
-        if match[3] is not None:  # a row of a table
+        if match[1] is None:  # a row of a table
             shown += [("bash", command) for command in re.findall(r"`(xacle [^`]+ --[^`]+)`", match[0])]
         else:
             shown.append((match[1], match[2]))
