@@ -347,7 +347,7 @@ def serve_page(
     host: Annotated[str | None, typer.Option(help="Address to listen at; by default, this machine only.")] = None,
     port: Annotated[int | None, typer.Option(help="By default 7860, or the next that is free.")] = None,
 ):
-    """Serve the page: a sound and captions in, ratings, ranking, spectrogram and windows out. Needs `xacle[space]`."""
+    """Serve the page: a sound and captions in, a rating, a ranking and a spectrogram out. Needs the extra "space"."""
     folder = Path(__file__).parent / "space"
     sys.path.insert(0, str(folder))  # a Space's files stand side by side, in no package
     from app import main as run_page

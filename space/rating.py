@@ -126,7 +126,7 @@ class Rater:
             list(zip([0.0, *ends[:-1].tolist()], ends.tolist(), strict=True)),
             sorted(ratings, key=lambda rating: -rating.score),
             fbank,
-            self._notes(captions, means, len(windows), float(ends[-1])),
+            self._notes(captions, by_caption, float(ends[-1])),
         )
 
     def _load(self, audio: Path) -> np.ndarray:
@@ -151,8 +151,9 @@ class Rater:
             raise InputError("This sound is silent: there is nothing to hear that a caption could match.")
         return waveform
 
-    def _notes(self, captions: list[str], scores: np.ndarray, windows: int, seconds: float) -> list[str]:
-        notes, config = [], self.model.config
+    def _notes(self, captions: list[str], scores: np.ndarray, seconds: float) -> list[str]:
+        """`scores`: `[captions, windows]`."""
+        notes, config, windows = [], self.model.config, scores.shape[1]
         if windows > 1:
             notes.append(
                 f"Longer than 10 s: rated in {windows} windows of 10 s; the rating is their mean, weighted by duration."
