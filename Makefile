@@ -3,13 +3,18 @@ VENV ?= .venv
 PYTHON ?= python3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format docs docs-check clean
+.PHONY: demo test test-space lint format docs docs-check clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/xacle demo --out demo_output
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
+
+# The page in a real browser: Chromium must be installed (or `$(VENV)/bin/playwright install chromium`).
+test-space: $(INSTALLED)
+	$(VENV)/bin/python -m pip install -qq --constraint constraints.txt --editable '.[space]' playwright
+	$(VENV)/bin/python -m pytest tests/test_space.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

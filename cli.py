@@ -522,6 +522,27 @@ def demo(
     typer.echo(f'xacle score --model {out}/model --audio FILE --text "A dog barks twice"')
 
 
+@app.command("app", rich_help_panel=SCORE)
+def serve_page(
+    model: Annotated[str, typer.Option(help="Model folder or Hub id; its code is run.")],
+    examples: Annotated[Path | None, typer.Option(help="Folder of sounds with a captions.csv, instead of ours.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; by default, this machine only.")] = None,
+    port: Annotated[int | None, typer.Option(help="By default 7860, or the next that is free.")] = None,
+):
+    """Serve a page to upload or record sounds and rank captions.
+
+    It also shows the spectrogram, and for long sounds the rating of each 10 s. It needs `pip install 'xacle[space]'`.
+
+    `xacle app --model DIR`
+    """
+    folder = Path(__file__).parent / "space"
+    sys.path.insert(0, str(folder))  # a Space's files stand side by side, in no package
+    from app import main as run_page
+
+    given = {"--model": model, "--examples": examples, "--host": host, "--port": port}
+    run_page([word for name, value in given.items() if value is not None for word in (name, str(value))])
+
+
 app.add_typer(convert_app, name="convert", rich_help_panel=START)
 app.add_typer(train_app, name="train", rich_help_panel=TRAIN)
 
@@ -534,7 +555,8 @@ def main():
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
-        typer.secho(f"error: {error}; training needs `pip install 'xacle[train]'`, plots 'xacle[plot]'", fg="red", err=True)
+        extras = "training needs `pip install 'xacle[train]'`, plots 'xacle[plot]', the page 'xacle[space]'"
+        typer.secho(f"error: {error}; {extras}", fg="red", err=True)
         sys.exit(1)
 
 

@@ -25,7 +25,7 @@ from xacle.modeling_beats import BeatsModel
 from xacle.processing_xacle import XacleFeatureExtractor
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*.md")), "demo/README.md"]
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*.md")), "demo/README.md", "space/README.md"]
 ELSEWHERE = {  # what a command begins with: why it is not run here
     "make ": "is what runs this, or builds what it runs in",
     "source ": "the environment is active",

@@ -37,6 +37,7 @@ def shown_commands():
         "README.md",
         *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*.md")),
         "demo/README.md",
+        "space/README.md",
         "cli.py",
     ):
         text = (ROOT / file).read_text()
