@@ -8,7 +8,6 @@ import csv
 import os
 import random
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,12 @@ from xacle.modeling_beats import BeatsModel
 from xacle.processing_xacle import XacleFeatureExtractor
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*.md")), "demo/README.md", "space/README.md"]
+PAGES = [
+    "README.md",
+    *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*.md")),
+    "demo/README.md",
+    "space/README.md",
+]
 ELSEWHERE = {  # what a command begins with: why it is not run here
     "make ": "is what runs this, or builds what it runs in",
     "source ": "the environment is active",
@@ -38,6 +42,7 @@ ELSEWHERE = {  # what a command begins with: why it is not run here
     "torchrun": "takes several GPUs; tests/test_engine.py and tests/test_training_processes.py start two processes",
     "accelerate launch": "takes several GPUs; tests/test_training_processes.py starts two processes",
     "python -m benchmarks.run": "tests/test_benchmarks.py",
+    "from huggingface_hub import HfApi": "uploads",
     "python benchmarks/": "minutes to hours, and data to fetch",
 }
 PRELUDE = "import numpy as np\nwaveform = 0.1 * np.random.default_rng(0).standard_normal(44100)\n"
@@ -132,15 +137,15 @@ def run(arguments: list[str], what: str) -> bool:
 def check(page: str) -> bool:
     good, variables = True, {}
     for language, code in blocks(page):
-        if language == "python":
-            good &= run([sys.executable, "-c", PRELUDE + code], f"{page}: {code.strip().splitlines()[0]} ...")
-            continue
-        for command in commands(code, variables):
+        for command in [code] if language == "python" else commands(code, variables):
+            what = f"{page}: {command.strip().splitlines()[0]}"
             elsewhere = next((why for start, why in ELSEWHERE.items() if command.startswith(start)), None)
             if elsewhere is not None and "--dry-run" not in command:
-                print(f"-      {page}: {command}\n       ({elsewhere})", flush=True)
-                continue
-            good &= run(["bash", "-c", shortened(command)], f"{page}: {shlex.join(command.split())}")
+                print(f"-      {what}\n       ({elsewhere})", flush=True)
+            elif language == "python":
+                good &= run([sys.executable, "-c", PRELUDE + code], what)
+            else:
+                good &= run(["bash", "-c", shortened(command)], what)
     return good
 
 
