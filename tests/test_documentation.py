@@ -33,7 +33,7 @@ MODULES = {stage1_captioning: "captioning", stage2_pseudo_labels: "pseudo-labels
 
 def shown_commands():
     """Commands in code blocks and in code spans of tables, with the blocks' shell variables filled in."""
-    for file in ("README.md", "train/README.md", "demo/README.md"):
+    for file in ("README.md", "train/README.md", "demo/README.md", "docs/publish.md"):
         text = (ROOT / file).read_text()
         blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ")
         variables = {}
