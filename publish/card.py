@@ -130,7 +130,7 @@ def render_card(
         score_scale=config.get("score_scale"),
         score_shift=config.get("score_shift"),
         calibration=calibration,
-        used_for="chose the checkpoint by" + (" and was calibrated on" if calibration else ""),
+        chosen=_training_arguments(run).get("load_best_model_at_end"),
         runs=_runs(run),
         sources=sources,
     )
@@ -155,8 +155,10 @@ def measured_results(folder: Path, run: dict) -> dict[str, float]:
 def _base_models(sources: list[dict], run: dict, repo_id: str) -> list[str]:
     """The Hub's models among what this one derives from."""
     names = [source["name"] for source in sources]
-    names += [run.get("arguments", {}).get(group, {}).get("model_name_or_path") for group in OTHER_GROUPS]
-    hub_ids = [name for name in names if name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()]
+    while run:
+        names.append(run.get("base_model"))
+        run = run.get("base")
+    hub_ids = [name for name in names if name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)]
     return [name for name in dict.fromkeys(hub_ids) if name != repo_id]
 
 
@@ -171,13 +173,18 @@ def _widget(examples: list[Example], address: str) -> list[dict]:
     ]
 
 
+def _training_arguments(run: dict) -> dict:
+    return run.get("arguments", {}).get("TrainingArguments", {})
+
+
 def _runs(run: dict) -> list[dict]:
     """What the card tells about a run and those it went on from, the last one first. Folders are not told."""
     runs = []
     while run:
-        groups = run["arguments"]
-        training = next((values for name, values in groups.items() if name.endswith("TrainingArguments")), {})
+        training, groups = _training_arguments(run), run["arguments"]
         own = [(name, value) for group in OTHER_GROUPS for name, value in groups.get(group, {}).items()]
+        if not groups.get("ModelArguments", {}).get("lora_r"):
+            own = [(name, value) for name, value in own if not name.startswith("lora_")]
         arguments = [(name, training.get(name)) for name in ARGUMENTS] + own
         seconds = run.get("train_metrics", {}).get("train_runtime")
         processes = run.get("world_size") or 1
@@ -188,7 +195,7 @@ def _runs(run: dict) -> list[dict]:
                 "processes": f"{processes} process{'es' * (processes > 1)} ({run.get('device', 'device not recorded')})",
                 "seconds": seconds and (f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds:.0f} seconds"),
                 "finished": run.get("finished"),
-                "arguments": [(name, _shown(value)) for name, value in arguments if value not in (None, False, [], {})],
+                "arguments": [(name, _shown(value)) for name, value in arguments if value not in (None, False, [], {}, -1)],
                 "versions": [(name, value) for name, value in run["versions"].items() if value],
             }
         )
@@ -198,7 +205,7 @@ def _runs(run: dict) -> list[dict]:
 
 def _shown(value):
     """A value without the folders of the machine it was used on."""
-    return Path(value).name if isinstance(value, str) and ("/" in value or "\\" in value) and Path(value).exists() else value
+    return Path(value).name if isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists()) else value
 
 
 def _read_json(file: Path) -> dict:

@@ -280,6 +280,7 @@ def test_the_card_tells_how_the_weights_came_about(trained, task):
     assert "fitted by least squares to the 16 ratings of `validation.csv`" in text
     assert f"| SRCC | {metrics['eval_SRCC']:.4f} |" in text
     assert "learning_rate: 0.003\n" in text and "seed: 42\n" in text and f"torch {torch.__version__}\n" in text
+    assert "It chose the checkpoint and calibrated the scores by the same\ntable" in text and "lora" not in text
     assert "* train: `ratings.csv`, 32 pairs, sha256:" in text
     assert "2602.00604" in text and "| language model | Qwen/Qwen2.5-0.5B-Instruct | apache-2.0 |" in text
     assert str(task.folder) not in text and str(folder.parent) not in text  # no folders of this machine
@@ -292,10 +293,12 @@ def test_what_was_not_measured_is_not_claimed(model, tmp_path):
     assert "is not recorded here" in text and "No record of a training run" in text
     folder = shutil.copytree(model, tmp_path / "model")
     record = {"stage": "stage 3: ratings", "arguments": {}, "versions": {}, "validation_metrics": {"eval_SRCC": float("nan")}}
+    record |= {"base_model": "me/base", "arguments": {"ModelArguments": {"model_name_or_path": "runs/stage1"}}}
     data = {"validation": {"table": "v.csv", "pairs": 2, "checksum": None}}
     (folder / "run.json").write_text(json.dumps({**record, "data": data}))
     text = prepare(folder, "me/model").card
     assert "model-index" not in text and "did **not** fit these numbers" in text
+    assert metadata_of(text)["base_model"] == ["Qwen/Qwen2.5-0.5B-Instruct", "me/base"]  # no folder that looks like a Hub id
 
 
 def test_a_card_of_ones_own(model, tmp_path):
@@ -528,3 +531,27 @@ def test_what_cannot_be_pushed_is_told_before_training(task, model, tmp_path, mo
     with pytest.raises(ValueError, match=message):
         stage3_ratings.main(task.arguments(tmp_path / "run", **settings))
     assert not list((tmp_path / "run").glob("*"))
+
+
+def test_an_unreachable_hub_is_told_before_training_and_costs_no_trained_model(task, model, tmp_path, monkeypatch, caplog):
+    """The address is one where nobody listens; pushing a checkpoint is not worth the run."""
+    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_XET": "1"}
+    home = tmp_path / "home"
+    home.mkdir()
+    env = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HF_HOME": str(home), **nobody}
+    pushed = push(model, "me/model", env=env)
+    assert pushed.returncode == 1 and "the Hub cannot be reached at http://127.0.0.1:9" in pushed.stderr
+    assert "Traceback" not in pushed.stderr and "hf_secret" not in pushed.stderr
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    options = {"model_name_or_path": model, "push_to_hub": "true", "hub_model_id": "me/model", "max_steps": 2}
+    with pytest.raises(OSError, match="offline"):
+        stage3_ratings.main(task.arguments(tmp_path / "run", **options))
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+    monkeypatch.setattr("xacle.train.trainer.create_repo", lambda *args: "me/model")
+    options = {**options, "hub_strategy": "every_save", "save_strategy": "steps", "save_steps": 1, "eval_strategy": "no"}
+    options |= {"load_best_model_at_end": "false"}
+    with caplog.at_level("WARNING"), pytest.raises(OSError, match=r"The model is in '.*': publish it with `xacle push`"):
+        stage3_ratings.main(task.arguments(tmp_path / "again", **options))
+    assert (tmp_path / "again" / "model.safetensors").is_file()
+    assert prepare(tmp_path / "again", "me/model").files

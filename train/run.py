@@ -260,6 +260,7 @@ class RunRecord(TrainerCallback):
                 role: {"table": table.source, "checksum": _checksum(table.source), "pairs": len(table)}
                 for role, table in tables.items()
             },
+            "base_model": None if base is None or Path(base).exists() else base,  # on the Hub
             "base": _record_in(base),
         }
 

@@ -9,11 +9,14 @@ import torch.distributed as dist
 from accelerate.utils import broadcast_object_list
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
 
 from xacle.modeling_xacle import alignment_loss
 from xacle.publish.push import create_repo, prepare, upload
 from xacle.scoring.metrics import alignment_metrics
 from xacle.train.token_rows import TokenRowsEmbedding
+
+logger = logging.get_logger(__name__)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -87,10 +90,18 @@ class XacleTrainer(Trainer):
         if self.args.hub_strategy == HubStrategy.EVERY_SAVE:
             if self.record is not None and self.is_world_process_zero():
                 self.record.write(checkpoint_folder)  # the card is made of it
-            self._upload(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
+            try:
+                self._upload(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
+            except (OSError, ValueError) as error:  # not worth the run; its end is pushed again
+                logger.warning(f"checkpoint not pushed: {error}")
 
     def _publication(self, folder):
-        return prepare(folder, self.hub_model_id, self.args.hub_license, self.args.accept_license)
+        return prepare(
+            folder,
+            self.hub_model_id or Path(self.args.output_dir).absolute().name,
+            self.args.hub_license,
+            self.args.accept_license,
+        )
 
     def _upload(self, folder, message, token=None, revision=None):
         if not self.is_world_process_zero():
