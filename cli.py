@@ -351,6 +351,8 @@ def push(
     examples = [text.partition("=") for text in example or ()]
     if bad := [file for file, equals, caption in examples if not (equals and caption.strip())]:
         raise typer.BadParameter(f"must be FILE=CAPTION, got {bad[0]!r}", param_hint="--example")
+    if "/" not in repo_id:
+        raise typer.BadParameter(f"must be owner/name, got {repo_id!r}", param_hint="REPO_ID")
     if not dry_run:
         check_token()
     pairs = [(file, caption) for file, _, caption in examples]

@@ -68,7 +68,7 @@ def prepare(
 
     Args:
         folder: A model folder as training and converting leave it, or a checkpoint's.
-        repo_id: Name or `owner/name` of the repository.
+        repo_id: `owner/name` of the repository.
         license, accept_license: See [`terms_of`].
         datasets: Hub ids of data it was trained on, for the card.
         examples: Sounds and captions to score now and show on the card; the sounds are uploaded.
@@ -138,8 +138,12 @@ def upload(
 def create_repo(repo_id: str, private: bool | None = None, token: str | None = None) -> str:
     """Create a repository if need be and return its full name. Raises as [`upload`] does."""
     check_token(token)
+    api = HfApi(token=token)
     with told_plainly(repo_id):
-        return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.model_info(repo_id).private:
+            raise OSError(f"'{repo_id}' is there already, and public: make it private in its settings, or choose another name")
+    return repo_id
 
 
 @contextmanager

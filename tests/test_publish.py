@@ -224,6 +224,8 @@ def test_the_command_says_what_is_wrong(model, tmp_path, monkeypatch):
     assert isinstance(run.exception, ValueError) and "no token for the Hub: log in with `hf auth login`" in str(run.exception)
     run = CliRunner().invoke(app, ["push", str(model), "me/my/model", "--dry-run"])
     assert "'me/my/model' is no name of a repository" in str(run.exception)
+    run = CliRunner().invoke(app, ["push", str(model), "model", "--dry-run"])
+    assert run.exit_code == 2 and "must be owner/name" in run.output
     run = CliRunner().invoke(app, ["push", str(model), "me/model", "--dry-run", "--example", "dog.wav"])
     assert run.exit_code == 2 and "FILE=CAPTION" in run.output
 
@@ -465,9 +467,10 @@ def test_branches_privacy_and_stale_weights(hub, model, tmp_path):
     env = environment(hub, tmp_path / "home")
     options = ("--private", "--revision", "trial", "--commit-message", "a trial")
     assert push(model, "tester/branches", *options, env=env).returncode == 0
-    refs = json.loads((hub.folder / "models/tester/branches/refs.json").read_text())
-    assert refs["private"] and set(refs["branches"]) == {"main", "trial"}
-    commit = json.loads((hub.folder / f"models/tester/branches/{refs['branches']['trial']}.json").read_text())
+    refs = hub.folder / "models/tester/branches/refs.json"
+    state = json.loads(refs.read_text())
+    assert state["private"] and set(state["branches"]) == {"main", "trial"}
+    commit = json.loads(refs.with_name(f"{state['branches']['trial']}.json").read_text())
     assert commit["message"] == "a trial" and "model.safetensors" in commit["files"]
     assert files_on(hub, "tester/branches") == {}
 
@@ -481,6 +484,9 @@ def test_branches_privacy_and_stale_weights(hub, model, tmp_path):
     assert "notes.txt" in present and "model.safetensors" in present
     assert not {"model.safetensors.index.json", "model-00001-of-00001.safetensors"} & present
 
+    refs.write_text(json.dumps({**json.loads(refs.read_text()), "private": False}))
+    refused = push(model, "tester/branches", "--private", env=env)
+    assert refused.returncode == 1 and "is there already, and public" in refused.stderr
     refused = push(model, "somebody/model", env=env)
     assert refused.returncode == 1 and "may this token write there?" in refused.stderr
     assert "Traceback" not in refused.stderr
