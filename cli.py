@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="Scores how well a sound matches a caption (0-10)."
-)
-convert_app = typer.Typer(no_args_is_help=True, help="Turn released checkpoints into transformers folders.")
-app.add_typer(convert_app, name="convert")
-train_app = typer.Typer(no_args_is_help=True, help="Train: the paper's three stages and their teacher.")
-app.add_typer(train_app, name="train")
+STYLE = {"no_args_is_help": True, "rich_markup_mode": "markdown"}  # markdown wraps paragraphs
+SCORE, COMPARE, TRAIN, START = "Score sounds", "Compare scores", "Train and publish", "Start"  # panels of `xacle --help`
+
+app = typer.Typer(**STYLE, pretty_exceptions_enable=False, help="Scores how well a sound matches a caption (0-10).")
+convert_app = typer.Typer(**STYLE, help="Convert released checkpoints into folders that transformers loads.")
+train_app = typer.Typer(**STYLE, help="Train the paper's three stages, and their teacher.")
 
 
 class Dtype(str, Enum):
@@ -46,6 +45,44 @@ def batch_size_of(given: str) -> int | str:
     return given if given == "auto" else int(given)
 
 
+def file_ending_in(*suffixes: str):
+    """A check of an output, before any work: that its name ends so, and its folder exists."""
+
+    def check(path: Path | None) -> Path | None:
+        if path is not None and path.suffix.lower() not in suffixes:
+            raise typer.BadParameter(f"'{path}' must end in {' or '.join(suffixes)}")
+        if path is not None and not path.absolute().parent.is_dir():
+            raise typer.BadParameter(f"the folder of '{path}' does not exist")
+        return path
+
+    return check
+
+
+PICTURE = file_ending_in(".png", ".pdf", ".svg")
+
+
+# Options that several commands have.
+Model = Annotated[str, typer.Option(help="Model folder or Hub id.")]
+AudioDir = Annotated[Path | None, typer.Option(help="Folder of the table's files; by default the table's own.")]
+BatchSize = Annotated[
+    str,
+    typer.Option(
+        parser=batch_size_of, metavar="auto|N", help="10 s windows scored at once; auto takes fewer when memory is short."
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; the best there is by default.")]
+Precision = Annotated[Dtype, typer.Option(help="Precision of the weights; int8 is for CPUs.")]
+LongClips = Annotated[Window, typer.Option(help="Clips over 10 s: average of 10 s windows, or the first only.")]
+
+
+def hide_loading_of(model: str) -> None:
+    """No progress bar while weights are read from a folder; downloads keep theirs."""
+    if Path(model).is_dir():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+
+
 @app.callback()
 def options(
     _: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")] = False,
@@ -53,23 +90,18 @@ def options(
     pass
 
 
-@app.command()
+@app.command(rich_help_panel=SCORE)
 def score(
-    model: Annotated[str, typer.Option(help="Model folder or Hub id.")],
+    model: Model,
     audio: Annotated[str | None, typer.Option(help="One sound: a file or an http(s) URL.")] = None,
     text: Annotated[str | None, typer.Option(help="Its caption.")] = None,
     input: Annotated[Path | None, typer.Option(help="A table (.csv, .jsonl) with wav_file_name and text.")] = None,
-    audio_dir: Annotated[Path | None, typer.Option(help="Folder of the table's files; by default the table's own.")] = None,
+    audio_dir: AudioDir = None,
     output: Annotated[Path | None, typer.Option(help="Where to write wav_file_name and pred_score (.csv, .jsonl).")] = None,
-    batch_size: Annotated[
-        str,
-        typer.Option(
-            parser=batch_size_of, metavar="auto|N", help="10 s windows scored at once; auto takes fewer when memory is short."
-        ),
-    ] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; the best there is by default.")] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the weights; int8 is for CPUs.")] = Dtype.float32,
-    window: Annotated[Window, typer.Option(help="Clips over 10 s: average of 10 s windows, or the first only.")] = Window.mean,
+    batch_size: BatchSize = "auto",
+    device: Device = None,
+    dtype: Precision = Dtype.float32,
+    window: LongClips = Window.mean,
     on_error: Annotated[
         OnError, typer.Option(help="Rows that cannot be scored: stop before any work, or skip and list them in a file.")
     ] = OnError.stop,
@@ -78,19 +110,22 @@ def score(
     ] = None,
     num_shards: Annotated[int | None, typer.Option(min=1, help="Processes or machines that share the table.")] = None,
     shard: Annotated[int | None, typer.Option(min=0, help="The number of this one, from 0.")] = None,
+    with_text: Annotated[
+        bool, typer.Option("--with-text", help="Write the captions too, as is always done if clips have several.")
+    ] = False,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the model first (minutes), with CUDA graphs on CUDA: for large tables.")
     ] = False,
 ):
     """Score one sound and caption, or a table of them.
 
-    xacle score --model DIR --audio dog.wav --text "A dog barks"
+    `xacle score --model DIR --audio dog.wav --text "A dog barks"`
 
-    xacle score --model DIR --input pairs.csv --audio-dir wav --output scores.csv
+    `xacle score --model DIR --input pairs.csv --audio-dir wav --output scores.csv`
 
     An interrupted table goes on where it stopped when the same command is given again.
 
-    With --num-shards and --shard, or under torchrun or accelerate launch, each process scores a share of the clips and
+    With `--num-shards` and `--shard`, or under torchrun or accelerate launch, each process scores a share of the clips and
     leaves it beside the output as OUTPUT.shard-I-of-N; the one that finishes last writes the output, in the table's order.
     """
     given = [option is not None for option in (audio, text, input, output)]
@@ -101,10 +136,7 @@ def score(
     keep_freed_memory()
     if (num_shards is None) != (shard is None):
         raise typer.BadParameter("pass both --num-shards and --shard, or neither")
-    if Path(model).is_dir():
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # of loading weights from disk; downloads keep theirs
+    hide_loading_of(model)
     if input is None:
         from xacle.processing_xacle import load_waveform
         from xacle.scoring.scorer import Scorer
@@ -120,7 +152,7 @@ def score(
         from xacle.scoring.shards import Shard
 
         part = None if shard is None else Shard(shard, num_shards)
-        options = (batch_size, device, dtype.value, window.value, on_error.value, workers, part, compiled)
+        options = (batch_size, device, dtype.value, window.value, on_error.value, workers, part, compiled, with_text)
         try:
             report = score_table(model, input, audio_dir or input.parent, output, *options)
         except KeyboardInterrupt as error:
@@ -135,15 +167,101 @@ def score(
             typer.echo(f"{report.rejected} rows skipped, listed with reasons in {output}.rejected.csv", err=True)
 
 
-@app.command()
+@app.command(rich_help_panel=SCORE)
+def rank(
+    sounds: Annotated[list[str], typer.Argument(help="Files, http(s) URLs, or folders of sounds.")],
+    model: Model,
+    text: Annotated[str, typer.Option(help="The caption.")],
+    output: Annotated[
+        Path | None, typer.Option(callback=file_ending_in(".csv"), help="Write rank, wav_file_name, text, pred_score (.csv).")
+    ] = None,
+    batch_size: BatchSize = "auto",
+    device: Device = None,
+    dtype: Precision = Dtype.float32,
+    window: LongClips = Window.mean,
+    on_error: Annotated[
+        OnError, typer.Option(help="If some sounds cannot be scored: rank the others and fail, or rank them and succeed.")
+    ] = OnError.stop,
+):
+    """Rank sounds by how well they match one caption: the best of N.
+
+    `xacle rank --model DIR --text "A dog barks" take1.wav take2.wav take3.wav`
+
+    `xacle rank --model DIR --text "A dog barks" takes/ --output ranked.csv`
+    """
+    if not text.strip():
+        raise typer.BadParameter("the caption is empty", param_hint="--text")
+    from xacle.scoring.rank import best_of_n, ranking_table, sounds_of, write_ranking
+    from xacle.scoring.scorer import Scorer
+
+    hide_loading_of(model)
+    files = sounds_of(sounds)
+    scorer = Scorer.from_pretrained(model, device, dtype.value)
+    candidates = best_of_n(scorer, text, files, batch_size, window.value)
+    failed = [candidate for candidate in candidates if candidate.error is not None]
+    for candidate in failed:
+        typer.secho(f"not ranked: {candidate.error}", fg="red", err=True)
+    if len(failed) == len(candidates):
+        raise ValueError("none of the sounds can be scored")
+    typer.echo(ranking_table(files, candidates))
+    if output is not None:
+        write_ranking(output, text, files, candidates)
+    if failed and on_error is OnError.stop:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=SCORE)
+def explain(
+    model: Model,
+    audio: Annotated[str, typer.Option(help="The sound: a file or an http(s) URL.")],
+    text: Annotated[str, typer.Option(help="Its caption.")],
+    segment: Annotated[float, typer.Option(min=0.175, help="Length of the stretches that are silenced, in seconds.")] = 1.0,
+    plot: Annotated[
+        Path | None, typer.Option(callback=PICTURE, help="Draw spectrogram and changes (.png, .pdf, .svg).")
+    ] = None,
+    batch_size: BatchSize = "auto",
+    device: Device = None,
+    dtype: Precision = Dtype.float32,
+    window: LongClips = Window.mean,
+):
+    """Show which words and which seconds a score rests on.
+
+    `xacle explain --model DIR --audio dog.wav --text "A dog barks and rain falls" --plot explain.png`
+
+    Each word, phrase (what commas and "and" separate) and stretch of the sound is taken away in turn, and the rest scored
+    again. Where the score falls, the part that is missing spoke for the match.
+    """
+    if not text.strip():
+        raise typer.BadParameter("the caption is empty", param_hint="--text")
+    from xacle.processing_xacle import load_waveform
+    from xacle.scoring.explain import explain, explanation_plot
+    from xacle.scoring.scorer import Scorer
+
+    hide_loading_of(model)
+    waveform = load_waveform(audio)  # before the model, which takes longer
+    scorer = Scorer.from_pretrained(model, device, dtype.value)
+    explanation = explain(scorer, waveform, text, segment, batch_size, window.value)
+    typer.echo(str(explanation))
+    if plot is not None:
+        explanation_plot(plot, explanation)
+
+
+@app.command(rich_help_panel=COMPARE)
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Scores: wav_file_name and pred_score (.csv, .jsonl).")],
     ratings: Annotated[Path, typer.Argument(help="Ratings: wav_file_name and average_score, or score of single listeners.")],
     output: Annotated[Path | None, typer.Option(help="Write metric,value rows, as the challenge's evaluator does.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw predictions against ratings (.png, .pdf, .svg).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(callback=PICTURE, help="Draw predictions against ratings (.png, .pdf, .svg).")
+    ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the 95 % confidence intervals; 0 for none.")] = 1000,
 ):
-    """SRCC, LCC, KTAU and MSE of predicted scores against human ratings, with confidence intervals."""
+    """Compare scores with human ratings: SRCC, LCC, KTAU and MSE, with confidence intervals.
+
+    `xacle evaluate scores.csv ratings.csv --plot scatter.png`
+
+    If the ratings have a column model_id, also a system at a time.
+    """
     from xacle.scoring.evaluate import evaluate, scatter_plot, write_evaluation
 
     evaluation, scores, means = evaluate(predictions, ratings, bootstrap)
@@ -154,20 +272,62 @@ def evaluate(
         scatter_plot(plot, scores, means, evaluation)
 
 
-@app.command()
+@app.command(rich_help_panel=COMPARE)
+def compare(
+    systems: Annotated[
+        list[Path], typer.Argument(help="Tables with wav_file_name and pred_score, one a system, or folders of them.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            callback=file_ending_in(".json", ".csv"), help="Write everything (.json), or the pairs of systems (.csv)."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(callback=PICTURE, help="Draw means and differences with intervals (.png, .pdf, .svg).")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=1, help="Resamples, for intervals and p-values.")] = 10000,
+):
+    """Compare systems on the same prompts: means, wins and losses, and whether differences are more than chance.
+
+    `xacle compare tango.csv audioldm.csv`
+
+    Rows are paired by caption if every table has a column text (which `--with-text` of `xacle score` writes) and no caption
+    occurs twice in one, else by file name.
+
+    Differences are tested by a paired t-test and a paired bootstrap over prompts, corrected for the number of pairs (Holm).
+    """
+    from xacle.scoring.compare import compare, comparison_plot, write_comparison
+
+    comparison = compare(systems, bootstrap)
+    typer.echo(str(comparison))
+    if output is not None:
+        write_comparison(output, comparison)
+    if plot is not None:
+        comparison_plot(plot, comparison)
+
+
+@app.command(rich_help_panel=TRAIN)
 def caption(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a captioner (stage 1).")],
     audio: Annotated[str | None, typer.Option(help="One sound: a file or an http(s) URL.")] = None,
     input: Annotated[Path | None, typer.Option(help="A table (.csv, .jsonl) with wav_file_name and text.")] = None,
-    audio_dir: Annotated[Path | None, typer.Option(help="Folder of the table's files; by default the table's own.")] = None,
+    audio_dir: AudioDir = None,
     output: Annotated[Path | None, typer.Option(help="Where to write wav_file_name, text, caption, pred_score (.csv).")] = None,
     sentence_model: Annotated[
         str, typer.Option(help="Any sentence-transformers model.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
     batch_size: Annotated[int, typer.Option(min=1, help="Clips captioned at once.")] = 16,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; the best there is by default.")] = None,
+    device: Device = None,
 ):
-    """Caption one sound, or a table's; pred_score tells how close each caption comes to the table's text."""
+    """Caption sounds with a model of stage 1.
+
+    `xacle caption --model DIR --audio dog.wav`
+
+    `xacle caption --model DIR --input pairs.csv --audio-dir wav --output captions.csv`
+
+    With a table, pred_score tells how close each caption comes to the table's text.
+    """
     from xacle.scoring.captions import caption_table, generate_captions, load_captioner
 
     given = [option is not None for option in (audio, input, output)]
@@ -181,24 +341,27 @@ def caption(
         typer.echo(f"{pairs} pairs captioned and scored: {output}", err=True)
 
 
-@app.command("pseudo-label")
+@app.command("pseudo-label", rich_help_panel=TRAIN)
 def pseudo_label(
     teacher: Annotated[str, typer.Option(help="Folder or Hub id of a ClapModel or a converted M2D-CLAP.")],
     input: Annotated[Path, typer.Option(help="Captions (.csv, .jsonl): wav_file_name and text.")],
     output: Annotated[Path, typer.Option(help="Where to write wav_file_name, text, clap_score, is_negative (.csv, .jsonl).")],
-    audio_dir: Annotated[Path | None, typer.Option(help="Folder of the table's files; by default the table's own.")] = None,
+    audio_dir: AudioDir = None,
     negatives_per_pair: Annotated[float, typer.Option(min=0, help="Mismatched pairs for each true one.")] = 2.9,
     replace_audio: Annotated[float, typer.Option(min=0, max=1, help="Share of them whose sound is replaced.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Of the mismatched pairs.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips or captions embedded at once.")] = 32,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps ...; the best there is by default.")] = None,
+    device: Device = None,
     on_error: Annotated[
         OnError, typer.Option(help="Rows that cannot be used: stop before any work, or skip and list them in a file.")
     ] = OnError.stop,
     feature_cache: Annotated[Path, typer.Option(help="Folder for the embeddings.")] = Path("feature_cache"),
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode files.")] = 0,
 ):
-    """Label captioned clips, and mismatched pairs made of them, with a CLAP teacher: the table of stage 2."""
+    """Make the table of stage 2: a CLAP teacher labels captioned clips, and mismatched pairs made of them.
+
+    `xacle pseudo-label --teacher DIR --input captions.csv --audio-dir wav --output pseudo_labels.csv`
+    """
     from xacle.train.teacher.pseudo_labels import pseudo_label
 
     negatives = (negatives_per_pair, replace_audio, seed)
@@ -245,30 +408,40 @@ def train_teacher(context: typer.Context):
     main(context.args)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def split(
     table: Annotated[Path, typer.Argument(help="Ratings (.csv, .jsonl).")],
     output_dir: Annotated[Path, typer.Option(help="Folder for foldN_train and foldN_validation.")],
     folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
     by: Annotated[str | None, typer.Option(help="Column whose values stay together; the clip's name by default.")] = None,
-    leave_one_out: Annotated[bool, typer.Option(help="One fold for every value of --by, e.g. model_id.")] = False,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="One fold for every value of --by, e.g. model_id.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the random split.")] = 0,
 ):
-    """Split ratings for cross-validation: k folds, or leave one system out (--by model_id --leave-one-out)."""
+    """Split ratings for cross-validation: into folds, or leaving one system out at a time.
+
+    `xacle split ratings.csv --output-dir folds --folds 5`
+
+    `xacle split ratings.csv --output-dir folds --by model_id --leave-one-out`
+    """
     from xacle.train.splits import split_table
 
     for train, validation in split_table(table, output_dir, folds, by, leave_one_out, seed):
         typer.echo(f"{train}  {validation}")
 
 
-@app.command()
+@app.command(rich_help_panel=COMPARE)
 def ensemble(
     members: Annotated[list[Path], typer.Argument(help="Two or more tables with wav_file_name and pred_score.")],
     output: Annotated[Path, typer.Option(help="Where to write the ensemble's scores (.csv, .jsonl).")],
     low: Annotated[float, typer.Option(help="Score of the lowest possible mean rank.")] = 0.0,
     high: Annotated[float, typer.Option(help="Score of the highest possible mean rank.")] = 10.0,
 ):
-    """Combine several systems' scores by averaging their ranks."""
+    """Combine several models' scores of the same pairs by averaging their ranks.
+
+    `xacle ensemble scores.csv other_scores.csv --output ensemble.csv`
+    """
     from xacle.scoring.ensemble import ensemble
 
     if len(members) < 2:
@@ -283,7 +456,10 @@ def convert_tmu(
     output: Annotated[Path, typer.Argument(help="New folder for the converted model.")],
     llm: Annotated[str | None, typer.Option(help="Folder or Hub id of the language model (config and tokenizer only).")] = None,
 ):
-    """The authors' released scorer -> a folder that AutoModel loads."""
+    """Convert the authors' released scorer.
+
+    `xacle convert tmu Atotti/xacle-tmu-2026 xacle-tmu --llm Qwen/Qwen2.5-0.5B-Instruct`
+    """
     from xacle.conversion.tmu import convert_tmu
 
     typer.echo(f"converted: {convert_tmu(source, output, llm)}")
@@ -294,7 +470,10 @@ def convert_beats(
     file: Annotated[Path, typer.Argument(help="Microsoft's BEATs checkpoint (.pt), pre-trained or fine-tuned.")],
     output: Annotated[Path, typer.Argument(help="New folder for the converted encoder.")],
 ):
-    """A BEATs audio encoder -> a folder that AutoModel loads."""
+    """Convert a BEATs audio encoder.
+
+    `xacle convert beats BEATs_iter3_plus_AS2M.pt beats`
+    """
     from xacle.conversion.beats import convert_beats
 
     typer.echo(f"converted: {convert_beats(file, output)}")
@@ -309,13 +488,13 @@ def convert_m2d_clap(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the released folder, if the file is no longer in it.")] = None,
 ):
-    """An M2D-CLAP teacher -> a folder that AutoModel loads. Its weights stay under NTT's evaluation licence."""
+    """Convert an M2D-CLAP teacher. Its weights stay under NTT's evaluation licence."""
     from xacle.conversion.m2d_clap import convert_m2d_clap
 
     typer.echo(f"converted: {convert_m2d_clap(file, output, text_encoder, name)}")
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Model folder, as training or converting leaves it.")],
     repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="owner/name on the Hub; it is created if need be.")],
@@ -339,9 +518,9 @@ def push(
 ):
     """Publish a model on the Hub: weights, code, processor, handler and model card.
 
-    xacle push runs/stage3 me/my-scorer --dry-run --show-card
+    `xacle push my-scorer me/my-scorer --dry-run --show-card`
 
-    xacle push runs/stage3 me/my-scorer
+    `xacle push my-scorer me/my-scorer`
 
     The card tells what the folder records: where the weights come from, how they were trained, what was measured. Log in
     with `hf auth login` first, or set HF_TOKEN. The folder is left as it is.
@@ -373,7 +552,7 @@ def push(
         typer.echo(f"\n{publication.card}")
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything; a rerun skips the steps that are finished in it.")] = Path(
         "demo_output"
@@ -381,7 +560,10 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A run of a minute; its numbers mean nothing.")] = False,
     seed: Annotated[int, typer.Option(help="Of the sounds, the ratings, the weights and the order of the data.")] = 0,
 ):
-    """The whole recipe in miniature, on generated sounds with simulated ratings: a table, a report and a model."""
+    """Run the whole recipe in miniature, on generated sounds with simulated ratings.
+
+    It leaves a table, a report and a model to score with.
+    """
     from transformers.utils import logging
 
     from xacle.demo.recipe import run_demo
@@ -396,6 +578,10 @@ def demo(
     typer.echo("\n".join(findings(run)))
     typer.echo(f"\n{run['seconds'] / 60:.1f} minutes. The report: {out}/report.html. Score your own sounds with the model:")
     typer.echo(f'xacle score --model {out}/model --audio FILE --text "A dog barks twice"')
+
+
+app.add_typer(convert_app, name="convert", rich_help_panel=START)
+app.add_typer(train_app, name="train", rich_help_panel=TRAIN)
 
 
 def main():

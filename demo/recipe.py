@@ -61,7 +61,7 @@ FULL = Plan(
     clap_epochs=8,
     teacher_epochs=3,
     captioning_epochs=4,
-    pseudo_label_epochs=2,
+    pseudo_label_epochs=3,
     rating_epochs=4,
 )
 QUICK = Plan(
@@ -200,7 +200,7 @@ class Recipe:
             **self.ratings("validation", blind),
             allow_overlap=blind == AUDIO_BLIND,  # all pairs have the same silence
             listnet_temperature=0.2,
-            **{"learning_rate": 5e-5, "num_train_epochs": self.plan.rating_epochs, **options},
+            **{"learning_rate": 2e-5, "num_train_epochs": self.plan.rating_epochs, **options},
         )
 
     def stage3_only(self, folder: Path) -> None:

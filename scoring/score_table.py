@@ -46,8 +46,9 @@ def score_table(
     workers: int | None = None,
     shard: Shard | None = None,
     compiled: bool = False,
+    with_text: bool = False,
 ) -> TableReport:
-    """Score every row of `table` and write `output`, in the table's order; with the captions, if clips have several.
+    """Score every row of `table` and write `output`, in the table's order.
 
     What is scored stands in `<output>.part` until all is. The same call goes on from there after an interruption; if the
     table, its sounds, the model or the settings changed, that file is moved to `<output>.part.old` and all is scored anew.
@@ -58,6 +59,7 @@ def score_table(
         workers: Processes that decode files; chosen by the number of clips if `None`.
         shard: The part of the table to score, by clips; that of the process under `accelerate launch` and `torchrun` if
             `None`. The shard that finishes last writes `output`.
+        with_text: Whether to write the captions too; always done if clips have several.
         The other arguments are those of [`Scorer`] and [`read_pairs`].
 
     Raises:
@@ -110,7 +112,7 @@ def score_table(
         raise ValueError(f"{len(missing)} rows, the first in line {missing[0]}, are in none of {', '.join(map(str, journals))}")
 
     captions = {pair.wav_file_name: pair.text for pair in pairs}  # one of several, if a clip has them
-    with_text = any(captions[pair.wav_file_name] != pair.text for pair in pairs)
+    with_text = with_text or any(captions[pair.wav_file_name] != pair.text for pair in pairs)
     scored = [pair for pair in pairs if not isinstance(results[pair.line], str)]
     write_scores(output, ((pair.wav_file_name, pair.text, results[pair.line]) for pair in scored), with_text)
     late = [

@@ -21,10 +21,16 @@ from xacle.scoring.evaluate import evaluate
 WITHOUT_NETWORK = """
 import socket, sys
 
+connect = socket.socket.connect
+
 def refuse(*args, **kwargs):
     raise AssertionError(f"network access: {args}")
 
-socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
+def connect_locally(self, address):  # the processes of one machine pass each other tensors in this way
+    return connect(self, address) if self.family == socket.AF_UNIX else refuse(self, address)
+
+socket.getaddrinfo = socket.create_connection = refuse
+socket.socket.connect, socket.socket.connect_ex = connect_locally, refuse
 sys.argv = ["xacle", *sys.argv[1:]]
 from xacle.cli import main
 main()

@@ -32,8 +32,8 @@ MODULES = {stage1_captioning: "captioning", stage2_pseudo_labels: "pseudo-labels
 
 
 def shown_commands():
-    """Commands in code blocks and in code spans of tables, with the blocks' shell variables filled in."""
-    for file in ("README.md", "train/README.md", "demo/README.md", "docs/publish.md"):
+    """Commands in code blocks and code spans of the guides and of the commands' help, with shell variables filled in."""
+    for file in ("README.md", "train/README.md", "demo/README.md", "docs/publish.md", "cli.py"):
         text = (ROOT / file).read_text()
         blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", " ")
         variables = {}

@@ -1,5 +1,7 @@
 """What a training script is told: the stage's own defaults <- `--config FILE.yaml` <- the command line."""
 
+import argparse
+import copy
 import dataclasses
 import difflib
 import sys
@@ -17,6 +19,8 @@ CONFIGS = Path(__file__).parent / "configs"
 @dataclass
 class ModelArguments:
     """The model to train, and which of its parts."""
+
+    _argument_group_name = "model"
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a Xacle model to go on from, of whatever stage."}
@@ -54,6 +58,8 @@ class ModelArguments:
 class DataArguments:
     """The tables to train on and to evaluate with, and how their sounds are kept."""
 
+    _argument_group_name = "data"
+
     train_file: str | None = field(default=None, metadata={"help": "Table of training pairs (.csv, .jsonl, datasets folder)."})
     validation_file: str | None = field(default=None, metadata={"help": "Table of validation pairs."})
     audio_dir: str | None = field(default=None, metadata={"help": "Folder of train_file's sounds; the table's own by default."})
@@ -76,6 +82,8 @@ class DataArguments:
 class ListenerArguments:
     """What to do with single listeners' ratings (SPO-CLAPScore)."""
 
+    _argument_group_name = "single listeners' ratings"
+
     listener_screening: float | None = field(
         default=None, metadata={"help": "Drop ratings that no other listener of the pair comes so close to (SPO: 5)."}
     )
@@ -87,6 +95,8 @@ class ListenerArguments:
 @dataclass
 class RankingArguments:
     """The list-wise loss and the augmentation of stages 2 and 3."""
+
+    _argument_group_name = "loss and augmentation"
 
     listnet_temperature: float | None = field(default=None, metadata={"help": "Temperature of the targets (paper: 1)."})
     listnet_prediction_temperature: float | None = field(
@@ -116,11 +126,45 @@ class TrainingArguments(transformers.TrainingArguments):
 
 # The best checkpoint must have been saved when it was evaluated: who sets the one moves the other.
 FOLLOWERS = {"eval_strategy": "save_strategy", "eval_steps": "save_steps"}
+MAX_CHOICES = 6  # named in the help
+RATINGS = "average_score (0-10), or score and listener_id"
+TABLES = {
+    "captioning": "Trains on a table with wav_file_name and text.",
+    "pseudo_labels": "Trains on a table with wav_file_name, text and clap_score, as xacle pseudo-label writes it.",
+    "ratings": f"Trains on a table with wav_file_name, text and {RATINGS}.",
+    "teacher": f"Trains on a table with wav_file_name, text and {RATINGS}.",
+}
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names each argument once, without its twin with hyphens, and no default where there is none."""
+
+    def _format_action_invocation(self, action):
+        shown = copy.copy(action)
+        shown.option_strings = action.option_strings[:1]
+        if action.choices and len(action.choices) > MAX_CHOICES:
+            shown.metavar = "NAME"
+        return super()._format_action_invocation(shown)
+
+    def _get_default_metavar_for_optional(self, action):
+        kind = getattr(action.type, "__name__", "value")
+        return ("bool" if kind == "string_to_bool" else kind).upper()
+
+    def _get_help_string(self, action):
+        if action.option_strings[0].startswith("--no_"):
+            return f"Turn --{action.dest} off."
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 class _Parser(HfArgumentParser):
     def error(self, message: str):
         raise ValueError(f"{message} (`{self.prog} --help` explains all arguments)")
+
+    def format_help(self) -> str:
+        """The stage's groups first; the hundred arguments of the `Trainer`, which are of no group, after them."""
+        self._optionals.title = "transformers.TrainingArguments"
+        self._action_groups.sort(key=lambda group: group is self._optionals)
+        return super().format_help()
 
 
 def parse_arguments(argv: list[str] | None, stage_config: Path, *kinds: type) -> tuple:
@@ -138,8 +182,16 @@ def parse_arguments(argv: list[str] | None, stage_config: Path, *kinds: type) ->
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     command = f"xacle train {stage_config.stem.replace('_', '-')}"
-    parser = _Parser([*kinds, TrainingArguments], prog=command, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, help="YAML file with any of these arguments; the command line wins.")
+    parser = _Parser(
+        [*kinds, TrainingArguments],
+        prog=command,
+        usage=f"{command} [--config FILE.yaml] [--argument VALUE ...]",
+        description=f"{TABLES[stage_config.stem]} Defaults are the paper's (train/configs/{stage_config.name}).",
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    config_group = parser.add_argument_group("a file of arguments")
+    config_group.add_argument("--config", type=Path, help="YAML file with any of these arguments; the command line wins.")
     known = {field.name for kind in (*kinds, TrainingArguments) for field in dataclasses.fields(kind) if field.init}
     defaults = _read_config(stage_config, known)
     chosen = _Parser(add_help=False, allow_abbrev=False)

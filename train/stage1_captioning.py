@@ -29,6 +29,8 @@ from xacle.train.trainer import CaptioningTrainer
 class CaptioningArguments:
     """The paper's stage-1 score: do captions come close to the text where people say that text and sound match?"""
 
+    _argument_group_name = "captions scored against ratings"
+
     rating_file: str | None = field(
         default=None, metadata={"help": "Rated pairs: after each evaluation, captions are scored against their texts (SRCC)."}
     )

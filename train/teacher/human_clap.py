@@ -46,6 +46,8 @@ NEVER_TRAINED = ("fusion_model", "mel_conv2d", "batch_norm")
 class TeacherArguments:
     """The CLAP to fine-tune and the terms of its loss (see the module's description)."""
 
+    _argument_group_name = "teacher"
+
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder or Hub id of a ClapModel (laion/clap-htsat-fused) or a converted M2D-CLAP."}
     )

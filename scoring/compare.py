@@ -1,0 +1,231 @@
+"""`xacle compare`: which of several systems scores higher on the same prompts, and whether that is more than chance."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from xacle.scoring.evaluate import PREDICTION_COLUMNS, has_captions, read_predictions
+from xacle.scoring.significance import PairedTest, bootstrap_means, holm, interval, paired_test
+from xacle.scoring.tables import FILE_COLUMNS, column_of, name_of, number_of, read_rows
+
+MAX_SHOWN = 20  # unpaired prompts named a table
+SIGNIFICANT = 0.05
+
+
+@dataclass
+class System:
+    """A system's mean score over the prompts with its 95 % confidence interval (bootstrap)."""
+
+    name: str
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass
+class SystemPair:
+    """Two systems, the first with the higher mean, tested against each other; p-values also corrected by Holm's method."""
+
+    first: str
+    second: str
+    test: PairedTest
+    p_t_test_holm: float
+    p_bootstrap_holm: float
+
+
+@dataclass
+class Comparison:
+    """What [`compare`] finds: systems by mean score, the highest first, and all pairs of them."""
+
+    prompts: int
+    paired_by: str
+    systems: list[System]
+    pairs: list[SystemPair]
+
+    def __str__(self) -> str:
+        names = max(len("system"), *(len(system.name) for system in self.systems))
+        lines = [f"{len(self.systems)} systems, {self.prompts} prompts, paired by {self.paired_by}", ""]
+        lines.append(f"{'system':<{names}}{'mean':>9}   95 % interval")
+        for system in self.systems:
+            lines.append(f"{system.name:<{names}}{system.mean:>9.3f}   [{system.low:.3f}, {system.high:.3f}]")
+        labels = [f"{pair.first} - {pair.second}" for pair in self.pairs]
+        width = max(map(len, ["difference", *labels]))
+        columns = f"{'95 % interval':<18}{'wins/ties/losses':>16}{'t-test p':>11}{'bootstrap p':>14}"
+        lines += ["", f"{'difference':<{width}}{'mean':>9}   {columns}"]
+        for label, pair in zip(labels, self.pairs, strict=True):
+            test, span = pair.test, f"[{pair.test.low:+.3f}, {pair.test.high:+.3f}]"
+            counts = f"{test.wins}/{test.ties}/{test.losses}"
+            p_values = f"{_p_value(pair.p_t_test_holm):>11}{_p_value(pair.p_bootstrap_holm):>14}"
+            lines.append(f"{label:<{width}}{test.difference:>+9.3f}   {span:<18}{counts:>16}{p_values}")
+        corrected = f", corrected for {len(self.pairs)} comparisons (Holm)" if len(self.pairs) > 1 else ""
+        lines.append(f"\np: two-sided, paired over prompts{corrected}; * below {SIGNIFICANT}")
+        return "\n".join(lines)
+
+
+def _p_value(p: float) -> str:
+    return ("<0.0001" if p < 1e-4 else f"{p:.4f}") + ("*" if p < SIGNIFICANT else " ")
+
+
+def compare(paths: Sequence[Path], resamples: int = 10000, seed: int = 0) -> Comparison:
+    """
+    Args:
+        paths: Tables with `wav_file_name` and `pred_score` (and `text`), a system each; a folder stands for those in it.
+        resamples: Of the bootstrap.
+
+    Raises:
+        FileNotFoundError, ValueError: for fewer than two tables, tables that cannot be read, fewer than two prompts, or prompts
+            that one system has and another lacks (all are listed).
+    """
+    if resamples < 1:
+        raise ValueError(f"the bootstrap needs at least one resample, got {resamples}")
+    tables = tables_of(paths)
+    paired_by, prompts, scores = read_paired(tables)
+    if len(prompts) < 2:
+        raise ValueError("a comparison needs at least 2 prompts")
+    draws = bootstrap_means(scores, resamples, seed)
+    order = np.argsort(-scores.mean(axis=1), kind="stable")
+    names = [names_of(tables)[index] for index in order]
+    scores, draws = scores[order], draws[order]
+    systems = [System(name, float(row.mean()), *interval(drawn)) for name, row, drawn in zip(names, scores, draws, strict=True)]
+    couples = list(combinations(range(len(names)), 2))
+    tests = [paired_test(scores[a], scores[b], draws[a] - draws[b]) for a, b in couples]
+    p_t_tests, p_bootstraps = holm([test.p_t_test for test in tests]), holm([test.p_bootstrap for test in tests])
+    pairs = [
+        SystemPair(names[a], names[b], test, *p_values)
+        for (a, b), test, *p_values in zip(couples, tests, p_t_tests, p_bootstraps, strict=True)
+    ]
+    return Comparison(len(prompts), paired_by, systems, pairs)
+
+
+# --- Tables --------------------------------------------------------------------------------------------------------------
+
+
+def tables_of(paths: Sequence[Path]) -> list[Path]:
+    """Files and folders -> tables; rejected rows that `xacle score` left in a folder are no table of scores."""
+    tables = []
+    for path in paths:
+        found = [path]
+        if not path.exists():
+            raise FileNotFoundError(f"no table at '{path}'")
+        if path.is_dir():
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in (".csv", ".jsonl"))
+            found = [file for file in found if not file.name.endswith(".rejected.csv")]
+        tables += found
+    if len({table.resolve() for table in tables}) < len(tables):
+        raise ValueError("a table is given twice")
+    if len(tables) < 2:
+        raise ValueError(f"a comparison needs at least two tables (.csv, .jsonl), got {len(tables)}")
+    return tables
+
+
+def names_of(tables: Sequence[Path]) -> list[str]:
+    """What to call the systems: the files' names without suffix, with as many folders as tell them apart."""
+    parts = [table.resolve().with_suffix("").parts for table in tables]
+    for depth in range(1, max(map(len, parts))):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(table) for table in tables]  # a.csv beside a.jsonl
+
+
+def read_paired(tables: Sequence[Path]) -> tuple[str, list, np.ndarray]:
+    """Tables of scores -> what they are paired by, the prompts, and the scores `[systems, prompts]`.
+
+    By caption, if all tables have captions and none repeats one: the files of different systems may then be called
+    differently. Else by file name (and caption, where clips have several).
+    """
+    by_text = [_scores_by_text(table) for table in tables]
+    if all(scores is not None for scores in by_text):
+        paired_by, columns = "caption (text)", by_text
+    else:
+        captions = any(has_captions(table) for table in tables)
+        columns = [read_predictions(table, captions) for table in tables]
+        if not captions:
+            columns = [{name: score for (name, _), score in scores.items()} for scores in columns]
+        paired_by = "file name and caption" if captions else "file name (wav_file_name)"
+    prompts = list(dict.fromkeys(prompt for scores in columns for prompt in scores))
+    _check_paired(tables, columns, prompts, paired_by)
+    return paired_by, prompts, np.array([[scores[prompt] for prompt in prompts] for scores in columns])
+
+
+def _scores_by_text(table: Path) -> dict[str, float] | None:
+    """`{text: score}`; `None` if rows lack a text or share one."""
+    rows = read_rows(table)
+    file_column, score_column = column_of(rows, FILE_COLUMNS, table), column_of(rows, PREDICTION_COLUMNS, table)
+    scores = {}
+    for line, row in rows:
+        name_of(row, file_column, table, line)
+        text = row.get("text")
+        if not isinstance(text, str) or not text.strip() or text in scores:
+            return None
+        scores[text] = number_of(row, score_column, table, line)
+    return scores
+
+
+def _check_paired(tables, columns, prompts, paired_by) -> None:
+    lines = []
+    for table, scores in zip(tables, columns, strict=True):
+        if missing := [prompt for prompt in prompts if prompt not in scores]:
+            lines.append(f"'{table}' lacks {len(missing)} of {len(prompts)}:")
+            lines += [f"  {' with '.join(p) if isinstance(p, tuple) else p}" for p in missing[:MAX_SHOWN]]
+            lines += [f"  ... and {len(missing) - MAX_SHOWN} more"] * (len(missing) > MAX_SHOWN)
+    if lines:
+        advice = "all systems must score the same prompts"
+        if not paired_by.startswith("caption"):
+            advice += (
+                "; files that are called differently are paired by a column text, which `xacle score --with-text` writes, if "
+                "each caption occurs once"
+            )
+        raise ValueError("\n".join([f"rows cannot be paired by {paired_by}", *lines, advice]))
+
+
+# --- Results -------------------------------------------------------------------------------------------------------------
+
+
+def write_comparison(output: Path, comparison: Comparison) -> None:
+    """Write everything as JSON, or the pairs of systems as CSV, a row a pair."""
+    if output.suffix.lower() == ".json":
+        output.write_text(json.dumps(asdict(comparison), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    means = {system.name: system.mean for system in comparison.systems}
+    rows = []
+    for pair in comparison.pairs:
+        row = {"first": pair.first, "second": pair.second, "mean_first": means[pair.first], "mean_second": means[pair.second]}
+        row |= asdict(pair.test)
+        rows.append(row | {"p_t_test_holm": pair.p_t_test_holm, "p_bootstrap_holm": pair.p_bootstrap_holm})
+    with output.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def comparison_plot(output: Path, comparison: Comparison) -> None:
+    """Mean scores, and differences of pairs, with their 95 % intervals (png, pdf, svg). Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    systems, pairs = comparison.systems[::-1], comparison.pairs[::-1]
+    figure = Figure(figsize=(11, 1.6 + 0.35 * max(len(systems), len(pairs))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for place, system in enumerate(systems):
+        left.plot([system.low, system.high], [place, place], color="C0", linewidth=2)
+        left.plot(system.mean, place, "o", color="C0")
+    left.set_yticks(range(len(systems)), [system.name for system in systems])
+    left.set_xlabel("mean score, 95 % interval")
+    left.set_title(f"{comparison.prompts} prompts")
+    for place, pair in enumerate(pairs):
+        color = "C2" if pair.p_bootstrap_holm < SIGNIFICANT else "0.6"
+        right.plot([pair.test.low, pair.test.high], [place, place], color=color, linewidth=2)
+        right.plot(pair.test.difference, place, "o", color=color)
+    right.axvline(0, color="0.3", linewidth=1)
+    right.set_yticks(range(len(pairs)), [f"{pair.first} - {pair.second}" for pair in pairs])
+    right.set_xlabel("difference of mean scores, 95 % interval")
+    right.set_title(f"green: corrected bootstrap p < {SIGNIFICANT}")
+    for axes in (left, right):
+        axes.grid(axis="x", alpha=0.3)
+        axes.margins(y=0.3 / max(1, len(systems)))
+    figure.savefig(output, dpi=150)

@@ -1,0 +1,96 @@
+"""The score as a reward for reinforcement learning of text-to-audio generators."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from xacle.processing_xacle import SAMPLING_RATE
+from xacle.scoring.scorer import Scorer
+
+logger = logging.get_logger(__name__)
+
+
+class AlignmentReward:
+    """
+    A reward function in the style of TRL's trainers: `reward(prompts, audios, **columns) -> list[float]`.
+
+    ```python
+    reward = AlignmentReward("path/or/hub-id", device="cuda")
+    reward(["A dog barks", "Rain falls"], [waveform, "rain.wav"], sampling_rate=44100)  # e.g. [7.9, 3.1]
+    ```
+
+    Rewards are ratings on the 0-10 scale, the same as [`Scorer`] gives a pair alone, without gradients.
+
+    Args:
+        model: Folder or Hub id, or a [`Scorer`] that is loaded already.
+        device, dtype: See [`Scorer.from_pretrained`].
+        sampling_rate: Of clips that are arrays or tensors, in Hz, unless a call says otherwise.
+        fallback: The reward of a clip that cannot be scored (empty, NaN, damaged or missing); each is also warned of. NaN is
+            what TRL turns `None`, its "no reward", into: the clip gets none from this function. Where it is the only reward
+            function, TRL sums nothing to 0, the bottom of the scale. Trainers that do not know NaN need a number, say 0.
+        batch_size, window: See [`Scorer.score`].
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Scorer,
+        device: str | None = None,
+        dtype: str = "float32",
+        sampling_rate: int = SAMPLING_RATE,
+        fallback: float = math.nan,
+        batch_size: int | str = "auto",
+        window: str = "mean",
+    ):
+        self.scorer = model if isinstance(model, Scorer) else Scorer.from_pretrained(model, device, dtype)
+        self.sampling_rate = sampling_rate
+        self.fallback = fallback
+        self.batch_size, self.window = batch_size, window
+        self.__name__ = "alignment_reward"  # TRL logs a function's rewards under its name
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        audios: Sequence | None = None,
+        sampling_rate: int | Sequence[int] | None = None,
+        completions: Sequence | None = None,
+        **columns,
+    ) -> list[float]:
+        """
+        Args:
+            prompts: The captions that the clips were made for.
+            audios: A clip for each: a tensor or array `[samples]` or `[channels, samples]` on any device, or whatever else
+                [`load_waveform`] takes (paths, bytes, dicts with their own `sampling_rate`).
+            sampling_rate: Of arrays and tensors, in Hz: one, or one a clip.
+            completions: TRL's name for what was generated: the clips, if `audios` is not given.
+            columns: Further columns of the data set, which TRL passes along; ignored.
+
+        Returns:
+            A reward for each pair, in order.
+
+        Raises:
+            ValueError: if there are not as many clips (or rates) as prompts. Single bad pairs raise nothing, see `fallback`.
+        """
+        clips = completions if audios is None else audios
+        if clips is None or isinstance(prompts, str) or len(clips) != len(prompts):
+            given = "none" if clips is None else len(clips)
+            raise ValueError(f"pass a list of prompts and as many audios, got {given} for {prompts!r:.200}")
+        rates = self.sampling_rate if sampling_rate is None else sampling_rate
+        rates = [rates] * len(clips) if np.ndim(rates) == 0 else np.asarray(rates).tolist()  # a tensor's as numbers
+        if len(rates) != len(clips):
+            raise ValueError(f"pass one sampling_rate, or one a clip, got {len(rates)} for {len(clips)} clips")
+        pairs = [(_with_rate(clip, rate), prompt) for clip, rate, prompt in zip(clips, rates, prompts, strict=True)]
+        rewards = []
+        for number, result in enumerate(self.scorer.score_each(pairs, self.batch_size, self.window)):
+            if result.error is not None:
+                logger.warning(f"clip {number} of the batch gets the reward {self.fallback}: {result.error}")
+            rewards.append(self.fallback if result.error is not None else float(result.score))
+        return rewards
+
+
+def _with_rate(clip, rate):
+    is_array = isinstance(clip, (np.ndarray, torch.Tensor, list, tuple))
+    return {"array": clip, "sampling_rate": rate} if is_array else clip
