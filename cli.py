@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 STYLE = {"no_args_is_help": True, "rich_markup_mode": "markdown"}  # markdown wraps paragraphs
-SCORE, COMPARE, TRAIN, START = "Score sounds", "Compare scores", "Train", "Start"  # panels of `xacle --help`
+SCORE, COMPARE, TRAIN, START = "Score sounds", "Compare scores", "Train and publish", "Start"  # panels of `xacle --help`
 
 app = typer.Typer(**STYLE, pretty_exceptions_enable=False, help="Scores how well a sound matches a caption (0-10).")
 convert_app = typer.Typer(**STYLE, help="Convert released checkpoints into folders that transformers loads.")
@@ -492,6 +492,64 @@ def convert_m2d_clap(
     from xacle.conversion.m2d_clap import convert_m2d_clap
 
     typer.echo(f"converted: {convert_m2d_clap(file, output, text_encoder, name)}")
+
+
+@app.command(rich_help_panel=TRAIN)
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Model folder, as training or converting leaves it.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="owner/name on the Hub; it is created if need be.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be uploaded, and upload nothing.")] = False,
+    show_card: Annotated[bool, typer.Option("--show-card", help="With --dry-run: print the model card as well.")] = False,
+    license: Annotated[
+        str | None, typer.Option(help="Of the weights, by the Hub's name; the strictest of what they derive from by default.")
+    ] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="You may publish under the licences of what the weights derive from.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="For you alone, if the repository is new.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; it is created if need be.")] = None,
+    commit_message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Hub id of data it was trained on; may be repeated.")] = None,
+    example: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE=CAPTION", help="A sound to score, upload and show on the card; may be repeated."),
+    ] = None,
+    card: Annotated[Path | None, typer.Option(help="A model card of your own instead of the one made here.")] = None,
+):
+    """Publish a model on the Hub: weights, code, processor, handler and model card.
+
+    `xacle push my-scorer me/my-scorer --dry-run --show-card`
+
+    `xacle push my-scorer me/my-scorer`
+
+    The card tells what the folder records: where the weights come from, how they were trained, what was measured. Log in
+    with `hf auth login` first, or set HF_TOKEN. The folder is left as it is.
+    """
+    from xacle.publish.push import check_token, prepare, upload
+
+    examples = [text.partition("=") for text in example or ()]
+    if bad := [file for file, equals, caption in examples if not (equals and caption.strip())]:
+        raise typer.BadParameter(f"must be FILE=CAPTION, got {bad[0]!r}", param_hint="--example")
+    if "/" not in repo_id:
+        raise typer.BadParameter(f"must be owner/name, got {repo_id!r}", param_hint="REPO_ID")
+    if not dry_run:
+        check_token()
+    pairs = [(file, caption) for file, _, caption in examples]
+    publication = prepare(folder, repo_id, license, accept_license or dry_run, dataset or (), pairs, card)
+    if not dry_run:
+        typer.echo(upload(publication, private or None, revision, commit_message).commit_url)
+        return
+    sizes = publication.sizes()
+    for path, size in sizes.items():
+        typer.echo(f"{size:>14,}  {path}")
+    typer.echo(f"{sum(sizes.values()):>14,}  bytes in {len(sizes)} files, to {repo_id} ({revision or 'main'})")
+    typer.echo(f"license: {publication.terms.license_name or publication.terms.license}")
+    for notice in publication.terms.notices:
+        typer.echo(f"needs --accept-license: {notice}")
+    if publication.left_out:
+        typer.echo(f"not uploaded: {', '.join(publication.left_out)}")
+    if show_card:
+        typer.echo(f"\n{publication.card}")
 
 
 @app.command(rich_help_panel=START)

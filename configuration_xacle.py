@@ -170,6 +170,8 @@ class XacleConfig(PreTrainedConfig):
             `<|AUDIO_START|>`, `<|AUDIO_END|>` and `<|SCORE|>`.
         pad_token_id, eos_token_id (`int`, *optional*): The tokenizer's padding token and the token that ends a caption.
         tie_word_embeddings (`bool`, *optional*): Whether captioning shares the token embeddings; `text_config`'s if `None`.
+        weight_sources (`list[dict]`, *optional*): What the weights derive from, as `{"role", "name", "license"}`; `None` if
+            it is not recorded. Publishing needs it.
     """
 
     model_type = "xacle"
@@ -212,6 +214,7 @@ class XacleConfig(PreTrainedConfig):
     pad_token_id: int | None = 151643
     eos_token_id: int | None = 151645
     tie_word_embeddings: bool | None = None
+    weight_sources: list[dict] | None = None
 
     def __post_init__(self, **kwargs):
         for name in kwargs:
@@ -248,6 +251,11 @@ class XacleConfig(PreTrainedConfig):
     def validate_prediction_temperature(self):
         if self.listnet_prediction_temperature is not None and not self.listnet_prediction_temperature > 0:
             raise ValueError(f"listnet_prediction_temperature must be above 0, got {self.listnet_prediction_temperature}")
+
+    def validate_weight_sources(self):
+        for source in self.weight_sources or ():
+            if set(source) != {"role", "name", "license"}:
+                raise ValueError(f"weight_sources must be dicts with role, name and license, got {source}")
 
     def validate_special_tokens(self):
         ids = {name: getattr(self, name) for name in self.special_token_names}

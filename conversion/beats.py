@@ -8,8 +8,11 @@ from transformers.activations import ACT2FN
 
 from xacle.configuration_xacle import BeatsConfig
 from xacle.conversion.checkpoint import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
+from xacle.conversion.provenance import weight_source
 from xacle.modeling_beats import BeatsForAudioClassification, BeatsModel
 from xacle.processing_xacle import XacleFeatureExtractor
+
+BEATS_LICENSE = "mit"  # of github.com/microsoft/unilm, which the weights were released with
 
 # Microsoft's names -> ours. Newer PyTorch (and SpeechBrain >= 1.1) stores the weight norm as a parametrization.
 RENAMES = [
@@ -110,6 +113,7 @@ def convert_beats(file: str | Path, output: str | Path) -> Path:
     for name, tensor in checkpoint["model"].items():
         (classifier if name.startswith("predictor.") else tensors)[name] = tensor
     config = config_from_cfg(checkpoint["cfg"], str(file))
+    config.weight_sources = [weight_source("audio encoder", f"BEATs ({Path(file).name}), by Microsoft", BEATS_LICENSE)]
     tensors = rename_beats_tensors(tensors, str(file))
     if classifier:
         tensors = {f"beats.{name}": tensor for name, tensor in tensors.items()}

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from xacle.conversion.checkpoint import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
+from xacle.conversion.provenance import NTT_EVALUATION, weight_source
 from xacle.m2d_clap.configuration import M2dClapAudioConfig, M2dClapConfig
 from xacle.m2d_clap.modeling import LICENSE_NOTICE, M2dClapModel
 from xacle.m2d_clap.processing import M2dClapFeatureExtractor, M2dClapProcessor
@@ -227,6 +228,7 @@ def convert_m2d_clap(
         )
     except StrictDataclassError as error:
         raise ValueError(f"'{source}' and '{text_encoder}' make no model named '{checkpoint_name}': {error}") from error
+    config.weight_sources = [weight_source("teacher", checkpoint_name, NTT_EVALUATION)]
     logit_scale = parts["scalars"].get("logit_scale", torch.tensor(math.log(config.logit_scale_init_value)))
     tensors = {"logit_scale": logit_scale.reshape(())}
     prefixes = {"audio": "audio_model.", "projection": "audio_model.projection.", "text": "text_model.encoder."}

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from xacle.configuration_xacle import BeatsConfig, XacleConfig
 from xacle.conversion.beats import rename_beats_tensors
 from xacle.conversion.checkpoint import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
+from xacle.conversion.provenance import TMU, TMU_LICENSE, weight_source
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 
@@ -37,8 +38,6 @@ RENAMES = [
     (r"^(final_linear\.linear|projection)\.(weight|bias)$", r"score_head.out_proj.\2"),
 ]
 
-# The published weights are CC-BY-NC-4.0; of other checkpoints in their format we cannot know.
-PUBLISHED = "Atotti/xacle-tmu-2026"
 MODEL_CARD = """---
 license: {license}
 library_name: transformers
@@ -183,20 +182,27 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
         score_head_hidden_sizes=head_sizes,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        weight_sources=[_source_of(source)],
         **ids,
     )
     model = model_from_tensors(XacleForAlignmentScoring, config, tensors, str(file))
     model.save_pretrained(output)
     processor = XacleProcessor(XacleFeatureExtractor(), tokenizer, num_audio_tokens=config.num_audio_tokens, **TOKENS)
     processor.save_pretrained(output)
-    is_path = Path(source).exists()
     card = MODEL_CARD.format(
-        source=Path(source).name if is_path else source,
-        license="cc-by-nc-4.0" if str(source) == PUBLISHED else "unknown",
-        published=PUBLISHED,
+        source=Path(source).name if Path(source).exists() else source,
+        license=config.weight_sources[0]["license"] or "unknown",
+        published=TMU,
     )
     (output / "README.md").write_text(card)
     return output
+
+
+def _source_of(checkpoint: str | Path) -> dict:
+    """Of checkpoints in the authors' format, the license is known of the one they published."""
+    if str(checkpoint) == TMU:
+        return weight_source("scorer", TMU, TMU_LICENSE)
+    return weight_source("scorer", f"{Path(checkpoint).name}, a checkpoint in the format of {TMU}", None)
 
 
 def _find_checkpoint(source: str | Path) -> tuple[Path, Path]:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from hub_server import TOKEN
 
 from xacle.conversion.tmu import convert_tmu
 from xacle.demo.random_weights import CAPTIONS, make_sound, save_tiny_scorer, tiny_config, tiny_processor
@@ -106,6 +107,38 @@ def run_python(tmp_path):
         return result.stdout
 
     return run
+
+
+@dataclass
+class Hub:
+    """A Hub of the test run's own, see hub_server.py."""
+
+    address: str
+    folder: Path
+
+    def env(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
+        """What a process' environment needs to use it: `home` holds what it downloads."""
+        return {
+            "HF_ENDPOINT": self.address,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN": token or "",
+        }
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub")
+    command = [sys.executable, str(ROOT / "tests/hub_server.py"), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield Hub(server.stdout.readline().strip(), folder)
+        finally:
+            server.terminate()
 
 
 @dataclass

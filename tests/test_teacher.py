@@ -404,7 +404,7 @@ def test_a_run_without_a_model_or_table_is_refused(clap_folder, ratings, tmp_pat
         main(arguments)
 
 
-def test_an_m2d_clap_is_not_uploaded_without_the_flag(ratings, tmp_path):
+def test_an_m2d_clap_is_not_uploaded_without_the_flag(ratings, tmp_path, monkeypatch):
     from transformers import BertConfig, BertTokenizer
 
     from xacle.m2d_clap.configuration import M2dClapAudioConfig, M2dClapConfig
@@ -419,6 +419,7 @@ def test_an_m2d_clap_is_not_uploaded_without_the_flag(ratings, tmp_path):
     M2dClapModel(M2dClapConfig(audio_config=audio, text_config=text)).save_pretrained(tmp_path / "m2d")
     M2dClapProcessor(M2dClapFeatureExtractor(), tokenizer).save_pretrained(tmp_path / "m2d")
     arguments = command_line(tmp_path / "m2d", ratings, tmp_path / "run", push_to_hub="true", hub_model_id="someone/something")
-    with pytest.raises(ValueError, match=r"(?s)EVALUATION.*--accept_m2d_license true"):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with pytest.raises(ValueError, match=r"(?s)EVALUATION.*--accept_license true"):
         main(arguments)
     assert not list((tmp_path / "run").glob("*"))

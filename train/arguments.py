@@ -8,8 +8,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import transformers
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 from transformers.trainer_utils import HubStrategy
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -105,6 +106,24 @@ class RankingArguments:
     time_mask_width: int = field(default=0, metadata={"help": "SpecAugment: frames (paper, stage 3: 30)."})
 
 
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """Those of transformers, and what publishing with `--push_to_hub` needs to know besides."""
+
+    hub_strategy: HubStrategy | str = field(
+        default="end",
+        metadata={"help": "When to push: end, or every_save for checkpoints as well."},
+    )
+    hub_license: str | None = field(
+        default=None,
+        metadata={"help": "License of the pushed weights; the strictest of what they derive from by default."},
+    )
+    accept_license: bool = field(
+        default=False,
+        metadata={"help": "You may publish under the licences of what the weights derive from; pushing asks for it."},
+    )
+
+
 # The best checkpoint must have been saved when it was evaluated: who sets the one moves the other.
 FOLLOWERS = {"eval_strategy": "save_strategy", "eval_steps": "save_steps"}
 MAX_CHOICES = 6  # named in the help
@@ -153,10 +172,10 @@ def parse_arguments(argv: list[str] | None, stage_config: Path, *kinds: type) ->
     Args:
         argv: The command line after the command; the process' own if `None`. `--config FILE.yaml` may be among it.
         stage_config: The stage's defaults.
-        kinds: Dataclasses to fill; `TrainingArguments` is added to them.
+        kinds: Dataclasses to fill; [`TrainingArguments`] is added to them.
 
     Returns:
-        An instance of each of `kinds`, and the `TrainingArguments`.
+        An instance of each of `kinds`, and the [`TrainingArguments`].
 
     Raises:
         ValueError, FileNotFoundError: for a config that cannot be read, and for arguments that do not exist or make no sense.
@@ -196,8 +215,10 @@ def parse_arguments(argv: list[str] | None, stage_config: Path, *kinds: type) ->
             if choices and value not in choices:  # argparse does not check what comes from a config
                 raise ValueError(f"{argument.name} must be one of {', '.join(choices)}, got {value!r}")
     training = parsed[-1]
-    if getattr(parsed[0], "lora_r", 0) and parsed[0].lora_output == "merged" and training.push_to_hub:
-        training.hub_strategy = HubStrategy.END  # checkpoints hold adapters, which would stay beside the merged model
+    if getattr(parsed[0], "lora_r", 0) and training.push_to_hub:
+        if parsed[0].lora_output == "adapter":
+            raise ValueError("--push_to_hub publishes whole models, not adapters: choose --lora_output merged")
+        training.hub_strategy = HubStrategy.END  # checkpoints hold adapters
     return tuple(parsed)
 
 

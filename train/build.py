@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from xacle.configuration_xacle import XacleConfig
+from xacle.conversion.provenance import merge_sources, sources_of
 from xacle.modeling_beats import BeatsModel
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 from xacle.scoring.scorer import check_model_folder
@@ -83,6 +84,7 @@ def _load(model_class, name: str, fields: dict) -> tuple[PreTrainedModel, XacleP
     config = XacleConfig.from_pretrained(name)
     if unknown := [field for field in fields if not hasattr(config, field)]:
         raise ValueError(f"XacleConfig has no field {', '.join(unknown)}")
+    fields = {"weight_sources": sources_of(config.to_dict(), "scorer", name), **fields}
     config = XacleConfig.from_dict({**config.to_dict(), **fields})
     with _quiet():  # what is missing or left over is judged here
         model, loaded = model_class.from_pretrained(name, config=config, dtype="float32", output_loading_info=True)
@@ -125,6 +127,10 @@ def assemble(
         text_config=AutoConfig.for_model(**decoder.config.to_dict()),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        weight_sources=merge_sources(
+            sources_of(encoder.config.to_dict(), "audio encoder", audio_encoder),
+            sources_of(decoder.config.to_dict(), "language model", language_model),
+        ),
         **{name: getattr(processor, name) for name in XacleConfig.special_token_names},
         **fields,
     )

@@ -147,7 +147,8 @@ def features_key(kind: str, processor: XacleProcessor, model=None, dtype: str = 
     digest = hashlib.blake2b(digest_size=HASH_BYTES)
     if kind == "audio_states":
         beats = model.config.audio_config.to_diff_dict()
-        settings["encoder"] = {name: value for name, value in beats.items() if name not in ("transformers_version", "dtype")}
+        irrelevant = ("transformers_version", "dtype", "weight_sources")
+        settings["encoder"] = {name: value for name, value in beats.items() if name not in irrelevant}
         settings["pooling"] = [model.config.audio_pooling, model.config.num_audio_tokens]
         for name, tensor in sorted(model.base_model.audio_tower.state_dict().items()):
             digest.update(name.encode())

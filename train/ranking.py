@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
-from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from xacle.conversion.provenance import merge_sources
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.scoring.calibration import calibrate
-from xacle.train.arguments import DataArguments, ListenerArguments, ModelArguments, RankingArguments
+from xacle.train.arguments import DataArguments, ListenerArguments, ModelArguments, RankingArguments, TrainingArguments
 from xacle.train.build import add_lora, build_model
 from xacle.train.collate import PairCollator, PairDataset
 from xacle.train.data import PairTable, read_table
 from xacle.train.run import (
     RunRecord,
     check_batches,
+    check_license,
     finish,
     logger,
     prepare_features,
@@ -23,6 +24,7 @@ from xacle.train.run import (
     write_rejected,
 )
 from xacle.train.splits import check_overlap
+from xacle.train.teacher.pseudo_labels import teacher_sources
 from xacle.train.trainer import AlignmentTrainer
 
 
@@ -48,6 +50,9 @@ def train_ranking(
         if getattr(ranking, name) is not None:
             fields[name] = getattr(ranking, name)
     model, processor = build_model(XacleForAlignmentScoring, model_arguments, **fields)
+    if label == "pseudo_label":
+        model.config.weight_sources = merge_sources(model.config.weight_sources, teacher_sources(data.train_file))
+    check_license(model.config, training)
 
     # States of the encoder serve as long as it is frozen and what it sees is not masked.
     augmented = model.config.freq_mask_width or model.config.time_mask_width
@@ -75,6 +80,7 @@ def train_ranking(
         prediction = trainer.predict(datasets["eval_dataset"])
         try:
             calibrate(trainer.model.config, prediction.predictions, prediction.label_ids)
+            record.add(calibration={"table": Path(validation.source).name, "pairs": len(validation)})
             title = "validation, calibrated on it"
         except ValueError as error:
             logger.warning(f"not calibrated: {error}")

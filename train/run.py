@@ -12,15 +12,17 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_callback import ProgressCallback, TrainerState
-from transformers.trainer_utils import sort_checkpoints
+from transformers.trainer_utils import HubStrategy, sort_checkpoints
 from transformers.utils import logging as transformers_logging
 
+from xacle.publish.license import terms_of
+from xacle.publish.push import check_repo_id, check_token
 from xacle.scoring.metrics import METRICS
 from xacle.scoring.tables import TableError, write_problems
-from xacle.train.arguments import DataArguments
+from xacle.train.arguments import DataArguments, TrainingArguments
 from xacle.train.data import PairTable
 from xacle.train.feature_cache import (
     ClipFeatures,
@@ -64,6 +66,11 @@ def set_up(training: TrainingArguments, data: DataArguments, metrics: tuple[str,
         training.metric_for_best_model = next((name for name in metrics if name.lower() == best.lower()), None)
         if training.metric_for_best_model is None:
             raise ValueError(f"--metric_for_best_model must be one of {', '.join(metrics)}, got {best!r}")
+    if training.push_to_hub:
+        if training.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(f"--hub_strategy must be end or every_save, got {training.hub_strategy.value}")
+        check_repo_id(training.hub_model_id or Path(training.output_dir).absolute().name)
+        check_token(training.hub_token)
     try:
         for callback in get_reporting_integration_callbacks(training.report_to):
             callback()
@@ -82,6 +89,12 @@ def set_up(training: TrainingArguments, data: DataArguments, metrics: tuple[str,
         training.data_seed = training.seed  # one order of the data for all processes
     set_seed(training.seed)  # new heads start alike in every process
     return checkpoint
+
+
+def check_license(config, training: TrainingArguments) -> None:
+    """Raise `ValueError` if the run is to be pushed and what its weights derive from does not allow that: before any work."""
+    if training.push_to_hub:
+        terms_of(config.weight_sources, training.hub_license, training.accept_license)
 
 
 # --- Tables and features -------------------------------------------------------------------------------------------------
@@ -205,6 +218,12 @@ def _without_secrets(command: list[str]) -> list[str]:
     return shown
 
 
+def _record_in(folder: str | Path | None) -> dict | None:
+    """The record of the run that left its model in `folder`; `None` if there is none."""
+    file = Path(folder or "") / RUN_RECORD
+    return json.loads(file.read_text(encoding="utf-8")) if folder is not None and file.is_file() else None
+
+
 def _checksum(source: str | Path | None) -> str | None:
     if source is None or not Path(source).is_file():
         return None
@@ -227,6 +246,7 @@ class RunRecord(TrainerCallback):
                 versions[package] = version(package)
             except PackageNotFoundError:
                 versions[package] = None
+        base = next((group.model_name_or_path for group in arguments if hasattr(group, "model_name_or_path")), None)
         self.record = {
             "stage": stage,
             "command": _without_secrets(sys.argv),
@@ -240,6 +260,8 @@ class RunRecord(TrainerCallback):
                 role: {"table": table.source, "checksum": _checksum(table.source), "pairs": len(table)}
                 for role, table in tables.items()
             },
+            "base_model": None if base is None or Path(base).exists() else base,  # on the Hub
+            "base": _record_in(base),
         }
 
     def add(self, **fields) -> None:
@@ -280,7 +302,9 @@ class RunRecord(TrainerCallback):
                 f"its weights, with --model_name_or_path {checkpoint} and another --output_dir"
             )
         self.add(
-            resumed_from=checkpoint, earlier=[*earlier.get("earlier", []), {k: earlier[k] for k in ("started", "command")}]
+            base=earlier.get("base"),
+            resumed_from=checkpoint,
+            earlier=[*earlier.get("earlier", []), {k: earlier[k] for k in ("started", "command")}],
         )
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -347,6 +371,7 @@ def run_training(trainer: Trainer, record: RunRecord, checkpoint: str | None) ->
     """Train, from `checkpoint` if there is one, and leave the best model (with validation) or the last in the trainer."""
     arguments = trainer.args
     trainer.add_callback(record)
+    trainer.record = record
     if trainer.pop_callback(ProgressCallback):  # none with --disable_tqdm
         trainer.add_callback(TrainingProgress)
     record.add(world_size=arguments.world_size, device=str(arguments.device), resumed_from=None)

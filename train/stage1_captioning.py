@@ -12,7 +12,16 @@ from xacle.train.collate import PairCollator, PairDataset
 from xacle.train.data import PairTable, read_table
 from xacle.train.feature_cache import ClipFeatures
 from xacle.train.ranking import read_tables
-from xacle.train.run import RunRecord, finish, prepare_features, run_script, run_training, set_up, write_rejected
+from xacle.train.run import (
+    RunRecord,
+    check_license,
+    finish,
+    prepare_features,
+    run_script,
+    run_training,
+    set_up,
+    write_rejected,
+)
 from xacle.train.trainer import CaptioningTrainer
 
 
@@ -68,6 +77,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         write_rejected(tables["rated"], training, "rated")
         sentence_model = load_sentence_model(captioning.sentence_model, training.device)
     model, processor = build_model(XacleForConditionalGeneration, model_arguments, freq_mask_width=0, time_mask_width=0)
+    check_license(model.config, training)
 
     kind, features = "audio_states" if model.config.freeze_audio_encoder else "fbank", {}
     for role, table in tables.items():

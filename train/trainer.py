@@ -2,15 +2,21 @@
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from accelerate.utils import broadcast_object_list
 from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
 
 from xacle.modeling_xacle import alignment_loss
+from xacle.publish.push import create_repo, prepare, upload
 from xacle.scoring.metrics import alignment_metrics
 from xacle.train.token_rows import TokenRowsEmbedding
+
+logger = logging.get_logger(__name__)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -45,7 +51,9 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 class XacleTrainer(Trainer):
-    """What both trainers share."""
+    """What all trainers share."""
+
+    record = None  # a `RunRecord`, if the run keeps one
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -58,6 +66,51 @@ class XacleTrainer(Trainer):
             raise ValueError("LoRA adapters cannot be merged from FSDP's shards: use DDP, which they leave room for")
         if self.is_fsdp_enabled and isinstance(self.model.get_input_embeddings(), TokenRowsEmbedding):
             raise ValueError("FSDP's shards have no single token rows: leave out --freeze_token_embeddings, or use DDP")
+
+    def init_hf_repo(self, token=None, private=None):
+        if self.is_world_process_zero():
+            name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+            private = self.args.hub_private_repo if private is None else private
+            self.hub_model_id = create_repo(name, private, token or self.args.hub_token)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write the model card of [`render_card`] instead of a table of the training's course."""
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            folder.joinpath("README.md").write_text(self._publication(folder).card, encoding="utf-8")
+
+    def push_to_hub(self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs):
+        """Save the model and upload what `xacle push` would: no more than the model, and nothing less."""
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        return self._upload(self.args.output_dir, commit_message, token, revision)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if self.args.hub_strategy == HubStrategy.EVERY_SAVE:
+            if self.record is not None and self.is_world_process_zero():
+                self.record.write(checkpoint_folder)  # the card is made of it
+            try:
+                self._upload(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
+            except (OSError, ValueError) as error:  # not worth the run; its end is pushed again
+                logger.warning(f"checkpoint not pushed: {error}")
+
+    def _publication(self, folder):
+        return prepare(
+            folder,
+            self.hub_model_id or Path(self.args.output_dir).absolute().name,
+            self.args.hub_license,
+            self.args.accept_license,
+        )
+
+    def _upload(self, folder, message, token=None, revision=None):
+        if not self.is_world_process_zero():
+            return None
+        revision, token = revision or self.args.hub_revision, token or self.args.hub_token
+        try:
+            return upload(self._publication(folder), None, revision, message, token)
+        except OSError as error:
+            raise OSError(f"{error}. The model is in '{folder}': publish it with `xacle push`") from error
 
     def get_eval_dataloader(self, eval_dataset=None):
         with self._keep_all_rows():

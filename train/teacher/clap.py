@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import ClapModel, ClapProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
+from xacle.conversion.provenance import sources_of
 from xacle.processing_xacle import MAX_CLIP_SECONDS, load_waveform
 from xacle.scoring.scorer import usable_device
 
@@ -161,6 +162,7 @@ class ClapTeacher:
             raise ValueError(
                 f"'{path}' holds no processor that can be loaded ({reason}); save the one of {source} beside the weights"
             ) from error
+        model.config.weight_sources = sources_of(model.config.to_dict(), "teacher", path)
         try:
             return cls(model.to(device), processor)
         except ValueError as error:
@@ -212,8 +214,9 @@ class ClapTeacher:
             digest.update(f"{name} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         tokenizer = json.loads(self.front_end.tokenizer.backend_tokenizer.to_str())
+        irrelevant = ("transformers_version", "weight_sources")
         settings = [
-            {name: value for name, value in self.model.config.to_diff_dict().items() if name != "transformers_version"},
+            {name: value for name, value in self.model.config.to_diff_dict().items() if name not in irrelevant},
             self.front_end.extractor.to_dict(),
             # What the latest call set; every call sets it anew.
             {name: value for name, value in tokenizer.items() if name not in ("padding", "truncation")},

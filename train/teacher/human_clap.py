@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 
-from xacle.m2d_clap.modeling import LICENSE_NOTICE, MAX_LOGIT_SCALE
-from xacle.train.arguments import CONFIGS, DataArguments, ListenerArguments, parse_arguments
+from xacle.m2d_clap.modeling import MAX_LOGIT_SCALE
+from xacle.train.arguments import CONFIGS, DataArguments, ListenerArguments, TrainingArguments, parse_arguments
 from xacle.train.collate import PairDataset
 from xacle.train.ranking import read_tables
-from xacle.train.run import RunRecord, finish, prepare_features, run_script, run_training, set_up
+from xacle.train.run import RunRecord, check_license, finish, prepare_features, run_script, run_training, set_up
 from xacle.train.teacher.clap import ClapFrontEnd, ClapTeacher
 from xacle.train.trainer import XacleTrainer, compute_metrics, gather_rows
 
@@ -66,10 +66,6 @@ class TeacherArguments:
     cosine_of_zero: float = field(
         default=0.0,
         metadata={"help": "The cosine a rating of 0 should have; that of 10 is 1. With -1, ratings are 5 + 5 * cosine."},
-    )
-
-    accept_m2d_license: bool = field(
-        default=False, metadata={"help": "Needed with push_to_hub for an M2D-CLAP, whose licence forbids distribution."}
     )
 
     def __post_init__(self):
@@ -211,11 +207,7 @@ def train_teacher(
     checkpoint = set_up(training, data)
     train, validation = read_tables("rating", data, training, listeners)
     teacher = ClapTeacher.from_pretrained(arguments.model_name_or_path, device="cpu")
-    licensed = teacher.model.config.model_type == "m2d_clap"
-    if licensed and training.push_to_hub and not arguments.accept_m2d_license:
-        raise ValueError(
-            f"{LICENSE_NOTICE}\nPass --accept_m2d_license true if NTT allowed you to upload what is tuned from it."
-        )
+    check_license(teacher.model.config, training)
     tables = {"train": train} | ({} if validation is None else {"validation": validation})
     for role, table in tables.items():  # a teacher's inputs are not cached, but damaged clips are told before any training
         tables[role], _ = prepare_features(None, role, table, None, None, data, training)

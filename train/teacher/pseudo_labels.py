@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from xacle.conversion.provenance import sources_of, weight_source
 from xacle.scoring.tables import TableError, check_suffix, shortest, write_problems
 from xacle.train.data import PairTable, read_table
 from xacle.train.feature_cache import FeatureCache, hash_clips
@@ -104,6 +105,8 @@ def pseudo_label(
         pairs.clip_index, pairs.caption_index, pairs.captions, negatives_per_pair, replace_audio, seed, contents
     )
     write_pseudo_labels(output, pairs, negatives, clips, texts)
+    name = teacher.model.name_or_path or teacher.model.config.model_type
+    _teacher_file(output).write_text(json.dumps(sources_of(teacher.model.config.to_dict(), "teacher", name), indent=2) + "\n")
     return PseudoLabels(len(pairs) + len(negatives), len(negatives), len(problems))
 
 
@@ -140,6 +143,18 @@ def write_pseudo_labels(
             progress.update(len(true))
         progress.close()
     part.replace(output)
+
+
+def _teacher_file(table: str | Path) -> Path:
+    return Path(f"{table}.teacher.json")
+
+
+def teacher_sources(table: str | Path) -> list[dict]:
+    """What the labels of a table of pseudo-labels derive from, as `pseudo_label` left it beside the table."""
+    file = _teacher_file(table)
+    if not file.is_file():
+        return [weight_source("teacher", f"the unrecorded teacher of {Path(table).name}", None)]
+    return [{**source, "role": "teacher"} for source in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def _write_csv(file: io.TextIOBase, *columns) -> None:

@@ -1,0 +1,58 @@
+"""Where weights come from and under which licence: recorded where they enter, carried through training by the configuration.
+
+`config.weight_sources` is a list of `{"role", "name", "license"}`: what a model's weights were converted from, put together
+from, trained on from, or taught by. The license is an identifier of the Hub's, or `None` where it is not recorded.
+"""
+
+from pathlib import Path
+
+from huggingface_hub import metadata_load
+from transformers.utils import cached_file
+
+TMU = "Atotti/xacle-tmu-2026"  # the weights that the paper's authors published
+TMU_LICENSE = "cc-by-nc-4.0"
+NTT_EVALUATION = "ntt-evaluation"  # M2D's licence agreement, see m2d_clap/modeling.py; not one of the Hub's
+
+
+def weight_source(role: str, name: str | Path, license: str | None) -> dict:
+    """
+    Args:
+        role: What the weights were used as: "scorer", "audio encoder", "language model", "teacher".
+        name: Hub id, or what it is called; folders are named by their last part.
+        license: Identifier of the Hub's, or `None` if it is not known.
+    """
+    return {"role": role, "name": Path(name).name if Path(name).exists() else str(name), "license": license}
+
+
+def sources_of(config: dict, role: str, name: str | Path) -> list[dict]:
+    """The sources of a model that becomes part of another: what its configuration records, or else the model itself.
+
+    Args:
+        config: Its configuration's fields.
+        role: What it is used as, if it records nothing.
+        name: The folder or Hub id it was loaded from, whose card tells the license.
+    """
+    if config.get("weight_sources"):
+        return [dict(source) for source in config["weight_sources"]]
+    license = NTT_EVALUATION if config["model_type"] == "m2d_clap" else _license_on_card(name)
+    return [weight_source(role, name, license)]
+
+
+def merge_sources(*parts: list[dict]) -> list[dict]:
+    """Lists of sources, one after the other; each source once."""
+    merged = []
+    for part in parts:
+        merged += [source for source in part if source not in merged]
+    return merged
+
+
+def _license_on_card(name: str | Path) -> str | None:
+    """The license in the metadata of a folder's or repository's README.md, `None` if it does not say."""
+    unreachable = ("missing_entries", "gated_repo", "connection_errors")
+    try:
+        card = cached_file(str(name), "README.md", **{f"_raise_exceptions_for_{what}": False for what in unreachable})
+    except OSError:
+        return None
+    metadata = {} if card is None else metadata_load(card) or {}
+    license = metadata.get("license_name") if metadata.get("license") == "other" else metadata.get("license")
+    return license if isinstance(license, str) and license != "unknown" else None

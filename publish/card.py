@@ -1,0 +1,212 @@
+"""The model card: `model_card.md`, filled with what the weights' folder records. What is not recorded is not claimed."""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from xacle.publish.license import NOTICE_FILE, Terms
+
+TEMPLATE = Path(__file__).parents[1] / "model_card.md"
+
+# Our names -> those of `evaluate`'s metrics, and how they are shown.
+METRICS = {
+    "SRCC": ("spearmanr", "SRCC"),
+    "LCC": ("pearsonr", "LCC"),
+    "KTAU": ("kendalltau", "KTAU"),
+    "MSE": ("mse", "MSE"),
+    "caption_SRCC": ("spearmanr", "SRCC of the captions' similarity to the rated texts"),
+    "loss": ("loss", "cross-entropy of the captions"),
+}
+KINDS = {
+    "scorer": ("audio-classification", "Audio-text alignment", ["audio-text-alignment", "text-to-audio", "custom_code"]),
+    "captioner": ("audio-text-to-text", "Audio captioning", ["audio-captioning", "custom_code"]),
+    "teacher": ("zero-shot-audio-classification", "Audio-text similarity", ["clap", "human-clap"]),
+}
+# Of the training arguments, those that matter for the weights.
+ARGUMENTS = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay", "max_grad_norm"),
+    *("bf16", "fp16", "seed", "data_seed", "metric_for_best_model"),
+)
+OTHER_GROUPS = ("ModelArguments", "RankingArguments", "ListenerArguments", "TeacherArguments")
+
+
+@dataclass
+class Example:
+    """A pair with the model's score; the sound lies in the repository at `path`."""
+
+    path: str
+    text: str
+    score: float
+
+    @property
+    def file(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def cell(self) -> str:
+        """The caption as it stands in a table."""
+        return " ".join(self.text.split()).replace("|", "\\|")
+
+
+def kind_of(config: dict) -> str:
+    """What a folder's `config.json` is: "scorer", "captioner" or "teacher"."""
+    if config["model_type"] != "xacle":
+        return "teacher"
+    return "captioner" if "XacleForConditionalGeneration" in (config.get("architectures") or ()) else "scorer"
+
+
+def render_card(
+    folder: Path,
+    config: dict,
+    repo_id: str,
+    sources: list[dict],
+    terms: Terms,
+    datasets: list[str] | None = None,
+    examples: list[Example] | None = None,
+    endpoint: str = "https://huggingface.co",
+) -> ModelCard:
+    """
+    Args:
+        folder: The model's; the records of its training (`run.json`, `trainer_state.json`) are read if it has them.
+        config: Its `config.json`.
+        repo_id: Where it is published.
+        sources: What its weights derive from.
+        datasets: Hub ids of what it was trained on.
+    """
+    kind, run = kind_of(config), _read_json(folder / "run.json")
+    results = measured_results(folder, run)
+    validation, calibration = run.get("data", {}).get("validation"), run.get("calibration")
+    pipeline_tag, task, tags = KINDS[kind]
+    title = repo_id.rpartition("/")[2]
+    metadata = ModelCardData(
+        language="en",
+        license=terms.license,
+        license_name=terms.license_name,
+        license_link=NOTICE_FILE if terms.license == "other" else None,
+        library_name="transformers",
+        pipeline_tag=pipeline_tag,
+        base_model=_base_models(sources, run, repo_id) or None,
+        tags=["audio", *tags, "xacle", "arxiv:2602.00604"],
+        datasets=datasets or None,
+        metrics=list(dict.fromkeys(METRICS[name][0] for name in results)) or None,
+        model_name=title if results else None,
+        eval_results=[
+            EvalResult(
+                task_type=pipeline_tag,
+                task_name=task,
+                dataset_type=Path(validation["table"]).stem,
+                dataset_name=f"{Path(validation['table']).name} ({validation['pairs']} pairs)",
+                dataset_split="validation",
+                dataset_args={"checksum": validation["checksum"]} if validation.get("checksum") else None,
+                metric_type=METRICS[name][0],
+                metric_name=METRICS[name][1],
+                metric_value=value,
+            )
+            for name, value in results.items()
+        ]
+        or None,
+        widget=_widget(examples or [], f"{endpoint}/{repo_id}/resolve/main") or None,
+    )
+    language_models = [source["name"] for source in sources if source["role"] == "language model"]
+    template = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    text = template.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        card_data=metadata.to_yaml(),
+        title=title,
+        kind=kind,
+        repo_id=repo_id,
+        model_type=config["model_type"],
+        language_model=language_models[0] if language_models else "a language model",
+        notices=terms.notices,
+        license_title=terms.license_name or terms.license,
+        examples=examples,
+        results=[{"name": METRICS[name][1], "value": value} for name, value in results.items()],
+        validation=validation and {**validation, "table": Path(validation["table"]).name},
+        score_scale=config.get("score_scale"),
+        score_shift=config.get("score_shift"),
+        calibration=calibration,
+        chosen=_training_arguments(run).get("load_best_model_at_end"),
+        runs=_runs(run),
+        sources=sources,
+    )
+    return ModelCard(re.sub(r"\n{3,}", "\n\n", text))
+
+
+def measured_results(folder: Path, run: dict) -> dict[str, float]:
+    """The validation metrics that the run measured of these very weights, by our names; empty if there are none.
+
+    Of a finished run they stand in its record, of a checkpoint in the trainer's history.
+    """
+    measured = run.get("validation_metrics")
+    if measured is None:
+        state = _read_json(folder / "trainer_state.json")
+        history = [entry for entry in state.get("log_history", []) if entry.get("step") == state["global_step"]]
+        measured = {name: value for entry in history for name, value in entry.items()}
+    found = {name: measured.get(f"eval_{name}") for name in METRICS}
+    results = {name: value for name, value in found.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+    return results if "validation" in run.get("data", {}) else {}
+
+
+def _base_models(sources: list[dict], run: dict, repo_id: str) -> list[str]:
+    """The Hub's models among what this one derives from."""
+    names = [source["name"] for source in sources]
+    while run:
+        names.append(run.get("base_model"))
+        run = run.get("base")
+    hub_ids = [name for name in names if name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)]
+    return [name for name in dict.fromkeys(hub_ids) if name != repo_id]
+
+
+def _widget(examples: list[Example], address: str) -> list[dict]:
+    return [
+        {
+            "src": f"{address}/{example.path}",
+            "example_title": example.text,
+            "output": [{"label": example.text, "score": round(example.score, 2)}],
+        }
+        for example in examples
+    ]
+
+
+def _training_arguments(run: dict) -> dict:
+    return run.get("arguments", {}).get("TrainingArguments", {})
+
+
+def _runs(run: dict) -> list[dict]:
+    """What the card tells about a run and those it went on from, the last one first. Folders are not told."""
+    runs = []
+    while run:
+        training, groups = _training_arguments(run), run["arguments"]
+        own = [(name, value) for group in OTHER_GROUPS for name, value in groups.get(group, {}).items()]
+        if not groups.get("ModelArguments", {}).get("lora_r"):
+            own = [(name, value) for name, value in own if not name.startswith("lora_")]
+        arguments = [(name, training.get(name)) for name in ARGUMENTS] + own
+        seconds = run.get("train_metrics", {}).get("train_runtime")
+        processes = run.get("world_size") or 1
+        runs.append(
+            {
+                "stage": run["stage"][:1].upper() + run["stage"][1:],
+                "tables": [{**table, "role": role, "table": Path(table["table"]).name} for role, table in run["data"].items()],
+                "processes": f"{processes} process{'es' * (processes > 1)} ({run.get('device', 'device not recorded')})",
+                "seconds": seconds and (f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds:.0f} seconds"),
+                "finished": run.get("finished"),
+                "arguments": [(name, _shown(value)) for name, value in arguments if value not in (None, False, [], {}, -1)],
+                "versions": [(name, value) for name, value in run["versions"].items() if value],
+            }
+        )
+        run = run.get("base") or {}
+    return runs
+
+
+def _shown(value):
+    """A value without the folders of the machine it was used on."""
+    return Path(value).name if isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists()) else value
+
+
+def _read_json(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
