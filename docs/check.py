@@ -39,7 +39,7 @@ ELSEWHERE = {  # a pattern of a command or block: why it is not run here
     r"^xacle app": "a server; tests/test_space.py",
     r"^xacle push my-scorer me/my-scorer$|--push_to_hub": "uploads; tests/test_publish.py pushes to a Hub of its own",
     r"^hf auth|HfApi": "takes an account on the Hub",
-    r"from_pretrained\(\"me/|endpoints\.huggingface": "takes a published model; tests/test_publish.py and tests/test_handler.py",
+    r"from_pretrained\(\"me/|endpoints\.huggingface": "takes a published model; test_publish.py and test_handler.py",
     r"^torchrun|^accelerate": "takes several GPUs; test_engine.py and test_training_processes.py start two processes",
     r"^python -m benchmarks.run": "tests/test_benchmarks.py",
     r"^python benchmarks/": "minutes to hours, and data to fetch",
