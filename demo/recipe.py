@@ -61,7 +61,7 @@ FULL = Plan(
     clap_epochs=8,
     teacher_epochs=3,
     captioning_epochs=4,
-    pseudo_label_epochs=4,
+    pseudo_label_epochs=3,
     rating_epochs=4,
 )
 QUICK = Plan(
