@@ -8,8 +8,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(VENV)/bin/xacle demo --out demo_output
 
+# Two processes of one thread each: small models gain nothing from a second thread.
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 # The page in a real browser: Chromium must be installed (or `$(VENV)/bin/playwright install chromium`).
 test-space: $(INSTALLED)

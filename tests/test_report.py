@@ -268,7 +268,8 @@ def test_scores_off_the_scale_and_negative_intervals_are_drawn_inside(run, repor
 
 def test_the_commands_shown_exist(run, report):
     page = report(run)
-    guides = " ".join((ROOT / "README.md").read_text().replace("\\\n", " ").split())
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    guides = " ".join(" ".join(page.read_text() for page in pages).replace("\\\n", " ").split())
     blocks = re.findall(r"<pre[^>]*><code>(.*?)</code>", page.source, flags=re.DOTALL)
     commands = "\n".join(blocks).replace("&#34;", '"').replace("\\\n", " ").splitlines()
     assert len(commands) == 7
