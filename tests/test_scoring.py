@@ -314,7 +314,10 @@ def test_an_interrupted_table_keeps_what_is_done(tiny_folder, wav_dir, tmp_path)
     table = write_table(tmp_path / "pairs.csv", [("rain.wav", f"Rain number {number}") for number in range(50_000)])
     output = tmp_path / "scores.csv"
     options = ["score", "--model", tiny_folder, "--input", table, "--audio-dir", wav_dir, "--output", output]
-    with subprocess.Popen([*COMMAND, *map(str, options)], stderr=subprocess.PIPE, text=True, env=PLAIN) as process:
+    # A shell's background jobs ignore Ctrl-C, and so would what they start.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command_line = [*COMMAND[:-1], heed + COMMAND[-1], *map(str, options)]
+    with subprocess.Popen(command_line, stderr=subprocess.PIPE, text=True, env=PLAIN) as process:
         part = tmp_path / "scores.csv.part"
         deadline = time.monotonic() + 120
         while not (part.exists() and part.stat().st_size > 1000) and time.monotonic() < deadline:
