@@ -17,6 +17,8 @@ from string import Template
 
 from transformers import Qwen2Config, Qwen2Model
 
+from xacle.configuration_xacle import XacleConfig
+from xacle.conversion.provenance import TMU, TMU_LICENSE, weight_source
 from xacle.demo.panel import write_corpus
 from xacle.demo.parts import save_clap
 from xacle.demo.random_weights import CAPTIONS, save_tiny_scorer, tiny_config, tiny_processor, tiny_tokenizer
@@ -37,7 +39,7 @@ ELSEWHERE = {  # a pattern of a command or block: why it is not run here
     r"^xacle demo": "tests/test_demo.py, and `make demo`",
     r"^xacle caption": "takes a sentence model of the Hub; tests/test_captions.py",
     r"^xacle app": "a server; tests/test_space.py",
-    r"^xacle push my-scorer me/my-scorer$|--push_to_hub": "uploads; tests/test_publish.py pushes to a Hub of its own",
+    r"^xacle push (?!.*--dry-run)|--push_to_hub": "uploads; tests/test_publish.py pushes to a Hub of its own",
     r"^hf auth|HfApi": "takes an account on the Hub",
     r"from_pretrained\(\"me/|endpoints\.huggingface": "takes a published model; test_publish.py and test_handler.py",
     r"^torchrun|^accelerate": "takes several GPUs; test_engine.py and test_training_processes.py start two processes",
@@ -80,6 +82,9 @@ def prepare() -> None:
     processor = tiny_processor()
     config = tiny_config(processor)
     save_tiny_scorer(Path("xacle-tmu"))
+    released = XacleConfig.from_pretrained("xacle-tmu")
+    released.weight_sources = [weight_source("scorer", TMU, TMU_LICENSE)]
+    released.save_pretrained("xacle-tmu")
     BeatsModel(config.audio_config).save_pretrained("beats")
     XacleFeatureExtractor().save_pretrained("beats")
     captions = [row["text"] for rows in tables.values() for row in rows]
@@ -118,8 +123,9 @@ def commands(code: str, variables: dict[str, str]) -> list[str]:
 
 
 def shortened(command: str) -> str:
-    """A command of the guides for tiny stand-ins on a CPU."""
+    """A command of the guides for tiny stand-ins on a CPU; what another page trained into its folder makes room."""
     if command.startswith("xacle train"):
+        shutil.rmtree(re.search(r"--output_dir (\S+)", command)[1], ignore_errors=True)
         command += " --num_train_epochs 1 --per_device_train_batch_size 4 --use_cpu true --dataloader_num_workers 0"
     return command
 
