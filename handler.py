@@ -54,7 +54,8 @@ class EndpointHandler:
                 prepared[number] = self.prepare(item, window)
             except Exception as error:  # whatever is wrong with one item must not cost the others
                 results[number] = failure(number, str(error) or type(error).__name__)
-        return [{**results, **self.score(prepared)}[number] for number in range(len(items))]
+        results |= self.score(prepared)
+        return [results[number] for number in range(len(items))]
 
     def prepare(self, item, window: str) -> tuple[list, list[str], bool]:
         """An item -> its windows (waveforms), its captions, and whether a list of captions was given."""

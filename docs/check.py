@@ -43,8 +43,6 @@ ELSEWHERE = {  # a pattern of a command or block: why it is not run here
     r"^hf auth|HfApi": "takes an account on the Hub",
     r"from_pretrained\(\"me/|endpoints\.huggingface": "takes a published model; test_publish.py and test_handler.py",
     r"^torchrun|^accelerate": "takes several GPUs; test_engine.py and test_training_processes.py start two processes",
-    r"^python -m benchmarks.run": "tests/test_benchmarks.py",
-    r"^python benchmarks/": "minutes to hours, and data to fetch",
 }
 PRELUDE = "import numpy as np\nwaveform = 0.1 * np.random.default_rng(0).standard_normal(44100)\n"
 

@@ -27,6 +27,12 @@ answers = {name: handler(request) for name, request in requests.items()}
 answers["body"] = handler({"inputs": sound.read_bytes(), "parameters": {"text": "Rain falls"}})
 answers["no caption"] = handler({"inputs": sound.read_bytes()})
 answers["not an object"] = handler("Rain falls")
+
+jobs, score_pairs = [], handler.score_pairs
+handler.score_pairs = lambda items: jobs.append(len(items)) or score_pairs(items)
+handler(requests["mixed"])
+answers["jobs"], handler.score_pairs = jobs, score_pairs
+
 module.BATCH_SIZE = 2
 answers["small batches"] = handler(requests["mixed"])
 
@@ -125,6 +131,7 @@ def test_requests_and_answers(tiny_folder, sounds_dir, url, tmp_path, run_python
         assert errors[5]["message"] == errors[6]["message"] == "'text' must be a caption or a list of captions"
         assert "'audio' and 'text', got ['audio']" in errors[7]["message"] and "got str" in errors[8]["message"]
         assert "got int" in errors[9]["message"]
+    assert answers["jobs"] == [3]  # what can be scored, all at once and once
     kept, lost = answers["out of memory"]
     assert kept["score"] == pytest.approx(first_score, abs=1e-5)
     assert lost == {"error": {"item": 1, "message": "it cannot be scored: out of memory"}}
