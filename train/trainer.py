@@ -99,8 +99,8 @@ class XacleTrainer(Trainer):
         return prepare(
             folder,
             self.hub_model_id or Path(self.args.output_dir).absolute().name,
-            self.args.hub_license,
-            self.args.accept_license,
+            getattr(self.args, "hub_license", None),  # which transformers' own TrainingArguments lack
+            getattr(self.args, "accept_license", False),
         )
 
     def _upload(self, folder, message, token=None, revision=None):
