@@ -20,7 +20,7 @@ from xacle.processing_xacle import open_sound
 FILE_COLUMNS = ("wav_file_name", "wave_file_name")
 
 
-@dataclass
+@dataclass(slots=True)
 class Pair:
     """A row that can be scored. `line` is its number in the file, `audio` a path or URL."""
 
@@ -164,16 +164,17 @@ def read_pairs(table: Path, audio_dir: Path) -> tuple[list[Pair], list[Problem]]
     rows = read_rows(table)
     file_column = column_of(rows, FILE_COLUMNS, table)
     column_of(rows, ("text",), table)
-    pairs, problems, checked = [], [], {}
+    pairs, problems, sounds = [], [], {}
     for line, row in rows:
         reason = pair_problem(row, file_column)
         if reason is None:
-            audio = locate_audio(row[file_column], audio_dir)
-            if audio not in checked:
-                checked[audio] = header_problem(audio)
-            reason = checked[audio]
+            name = row[file_column]
+            if name not in sounds:  # one path for all of a sound's rows
+                audio = locate_audio(name, audio_dir)
+                sounds[name] = audio, header_problem(audio)
+            audio, reason = sounds[name]
         if reason is None:
-            pairs.append(Pair(line, row[file_column], row["text"], audio, row))
+            pairs.append(Pair(line, name, row["text"], audio, row))
         else:
             problems.append(Problem(line, reason, row))
     return pairs, problems
