@@ -72,7 +72,8 @@ def captions_per_clip(bench: Bench) -> str:
     rows = []
     for captions in (1, 4, 8):
         audio = [bench.sounds[pair // captions] for pair in range(8)]
-        rows.append([captions, *compared(bench, f"{captions} captions a clip", audio, bench.captions[:8], 8)])
+        what = f"{captions} caption{'s' * (captions > 1)} a clip"
+        rows.append([captions, *compared(bench, what, audio, bench.captions[:8], 8)])
     text = "Eight pairs in a batch of 8.\n\n" + table(["captions a clip", *COMPARED], rows)
     return f"{text}\n\n{target('one clip with 8 captions, CPU time', rows[-1][5], 2.2, 'x')}"
 

@@ -161,7 +161,8 @@ def score_clips(
     done = journal.scores
     left = [Clip(clip.audio, [(n, text) for n, text in clip.captions if pairs[n].line not in done]) for clip in clips]
     left = [clip for clip in left if clip.captions]
-    bar = tqdm(total=sum(len(clip.captions) for clip in clips), unit="pair", disable=int(os.environ.get("RANK", 0)) > 0)
+    hidden = {"disable": True} if int(os.environ.get("RANK", 0)) > 0 else {}  # else TQDM_DISABLE decides
+    bar = tqdm(total=sum(len(clip.captions) for clip in clips), unit="pair", **hidden)
     try:
         with bar:
             if journal.set_aside is not None:
