@@ -7,7 +7,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -59,13 +59,28 @@ def check_suffix(path: Path) -> None:
         raise ValueError(f"'{path}' must end in .csv or .jsonl")
 
 
+def check_distinct(tables: Sequence[Path]) -> None:
+    """Raise `ValueError` if one of `tables` is given twice."""
+    files = [table.resolve() for table in tables]
+    if twice := [table for place, table in enumerate(tables) if files[place] in files[:place]]:
+        raise ValueError(f"the table '{twice[0]}' is given twice")
+
+
+def check_overwrites_none(output: Path | None, tables: Sequence[Path]) -> None:
+    """Raise `ValueError` if `output` is one of the `tables` that are read."""
+    if output is not None and output.resolve() in [table.resolve() for table in tables]:
+        raise ValueError(f"'{output}' would overwrite a table that is read; choose another --output")
+
+
 def stream_rows(table: Path) -> Iterator[tuple[int, dict]]:
     """CSV (with a header) or JSONL -> `(line number, row)`, one by one. Fields beyond a CSV's header stand under `None`.
 
     Raises:
-        FileNotFoundError: if there is no such table.
-        ValueError: if it is in another format, or a line cannot be parsed.
+        FileNotFoundError, IsADirectoryError: if there is no such table.
+        ValueError: if it is in another format, a column has another's name, or a line cannot be parsed.
     """
+    if table.is_dir():
+        raise IsADirectoryError(f"'{table}' is a folder, not a table (.csv, .jsonl)")
     if not table.is_file():
         raise FileNotFoundError(f"no table at '{table}'")
     check_suffix(table)
@@ -87,6 +102,9 @@ def read_rows(table: Path) -> list[tuple[int, dict]]:
 def _stream_csv(file: TextIO, table: Path) -> Iterator[tuple[int, dict]]:
     reader = csv.DictReader(file, strict=True)
     try:
+        names = [name for name in reader.fieldnames or () if name]
+        if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise ValueError(f"'{table}', line 1: the column {repeated[0]} occurs twice; rename or remove one")
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
@@ -241,8 +259,12 @@ def write_scores(output: Path, rows: Iterable[tuple[str, str, float]], with_text
 
 
 def write_problems(rejected: Path, problems: list[Problem]) -> None:
-    """Write rows as they came, with line number and reason in front, as CSV: mend them and score that file."""
+    """Write rows as they came, with line number and reason in front, as CSV: mend them and score that file.
+
+    The line and reason of rows that were rejected before give way to the new ones.
+    """
     columns = list(dict.fromkeys(name for problem in problems for name in problem.row if name is not None))
+    columns = [name for name in columns if name not in ("line", "reason")]
     with rejected.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["line", "reason", *columns])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 from scipy import stats
-from test_scoring import command, write_table
+from test_scoring import command, refusal, write_table
 
 from xacle.demo.random_weights import CAPTIONS, make_sound
 from xacle.scoring.compare import compare, names_of, write_comparison
@@ -178,7 +178,7 @@ def test_what_cannot_be_paired_is_listed(systems, tmp_path):
     ("tables", "message"),
     [
         (["a.csv"], "at least two tables"),
-        (["a.csv", "a.csv"], "given twice"),
+        (["a.csv", "a.csv"], "a.csv' is given twice"),
         (["missing"], "no table at '.*missing'"),
         (["a.csv", "missing.csv"], "no table at '.*missing.csv'"),
         (["one.csv", "two.csv"], "at least 2 prompts"),
@@ -191,3 +191,23 @@ def test_wrong_tables_are_explained(systems, tmp_path, tables, message):
     write_table(tmp_path / "ratings.csv", [("x.wav", "Rain", 1)], ("wav_file_name", "text", "average_score"))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         compare([tmp_path / table for table in tables])
+
+
+def test_no_table_is_overwritten_or_taken_for_another_pair(systems, tmp_path):
+    tables, _ = systems
+    content = tables[1].read_text()
+    for given, output, message in [
+        (tables[:2], tables[1], "b.csv' would overwrite a table"),
+        ([tmp_path], tmp_path / "b.csv", "b.csv' would overwrite a table"),
+        ([tmp_path], tmp_path / "new.csv", "would be one of the folder's tables the next time"),
+    ]:
+        assert message in refusal("compare", *given, "--output", output)
+    assert tables[1].read_text() == content and not (tmp_path / "new.csv").exists()
+    rows = [("x.wav", "Rain", 1), ("y.wav", "Rain", 2), ("z.wav", "A dog", 3)]  # a caption twice: paired by file name
+    first, second = write_table(tmp_path / "f.csv", rows, SCORED), write_table(tmp_path / "s.csv", rows, SCORED)
+    assert compare([first, second]).paired_by == "file name (wav_file_name)"
+    second.write_text(second.read_text().replace("A dog", "A cat"))
+    with pytest.raises(
+        ValueError, match=r"s\.csv', line 4: 'z\.wav' has the caption 'A cat', but in .* line 4, 'A dog'; the tables"
+    ):
+        compare([first, second])

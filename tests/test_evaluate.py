@@ -1,10 +1,11 @@
 """`xacle evaluate` and `xacle ensemble`: the challenge's numbers, and nothing missing without a word."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
-from test_scoring import command, read_scores, write_table
+from test_scoring import command, read_scores, refusal, write_table
 
 from xacle.scoring.ensemble import ensemble, rank_average
 from xacle.scoring.evaluate import evaluate, read_ratings
@@ -138,9 +139,7 @@ def test_the_command(files, tmp_path, panel):
 )
 def test_what_is_missing_or_wrong_is_told(files, tmp_path, predictions, message):
     (tmp_path / "bad.csv").write_text(predictions)
-    result = command("evaluate", tmp_path / "bad.csv", files[1])
-    assert result.returncode == 1
-    assert message in result.stderr
+    assert message in refusal("evaluate", tmp_path / "bad.csv", files[1])
 
 
 # --- Ensemble ------------------------------------------------------------------------------------------------------------
@@ -173,11 +172,9 @@ def test_the_ensemble_command(tmp_path):
     assert read_scores(tmp_path / "e.csv") == [("x.wav", 2.5), ("y.wav", 2.5), ("z.wav", 10.0)]
     assert "3 clips, 2 of them tied" in result.stderr
     write_table(tmp_path / "b.csv", [("z.wav", 9), ("x.wav", 8), ("w.wav", 7)], header)
-    result = command("ensemble", first, second, "--output", tmp_path / "e.csv")
-    assert result.returncode == 1
-    assert "lacks 1 of 4 pairs, among them w.wav" in result.stderr
-    assert "at least two" in command("ensemble", first, "--output", tmp_path / "e.csv").stderr
-    assert "would overwrite a member" in command("ensemble", first, second, "--output", second).stderr
+    assert "lacks 1 of 4 pairs, among them w.wav" in refusal("ensemble", first, second, "--output", tmp_path / "e.csv")
+    assert "at least two" in refusal("ensemble", first, "--output", tmp_path / "e.csv")
+    assert "would overwrite a table that is read" in refusal("ensemble", first, second, "--output", second)
 
 
 def test_clips_with_several_captions_are_told_apart_by_them(tmp_path):
@@ -199,7 +196,8 @@ def test_clips_with_several_captions_are_told_apart_by_them(tmp_path):
     )
     evaluation, scores, means = evaluate(scored, rated, resamples=0)
     assert evaluation.pairs == 4 and scores.tolist() == [9, 0, 3, 7] and means.tolist() == [9, 1, 2, 8]
-    ensemble([scored, scored], tmp_path / "e.csv")
+    shutil.copy(scored, tmp_path / "copy.csv")
+    ensemble([scored, tmp_path / "copy.csv"], tmp_path / "e.csv")
     rows = list(csv.DictReader((tmp_path / "e.csv").open(newline="")))
     assert [(row["wav_file_name"], row["text"]) for row in rows] == pairs[::-1]
     nameless = write("n.csv", ["wav_file_name", "pred_score"], [("a.wav", 1), ("b.wav", 2)])
@@ -208,3 +206,64 @@ def test_clips_with_several_captions_are_told_apart_by_them(tmp_path):
     twice = write("t.csv", ["wav_file_name", "pred_score"], [("a.wav", 1), ("a.wav", 2)])
     with pytest.raises(ValueError, match="listed twice; one score a pair is needed; of clips with several captions"):
         evaluate(twice, write("u.csv", ["wav_file_name", "average_score"], [("a.wav", 1), ("b.wav", 2)]), resamples=0)
+
+
+# --- Nothing overwritten, nothing left out without a word -----------------------------------------------------------------
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Predictions and ratings of three pairs, each clip with a caption of its own."""
+    names, texts = ["a.wav", "b.wav", "c.wav"], ["Rain", "A dog", "A clock"]
+    scored = write_table(tmp_path / "s.csv", zip(names, texts, [1, 2, 3], strict=True), ("wav_file_name", "text", "pred_score"))
+    rated = write_table(
+        tmp_path / "r.csv", zip(names, texts, [4, 5, 6], strict=True), ("wav_file_name", "text", "average_score")
+    )
+    return scored, rated
+
+
+def test_outputs_are_checked_before_any_work(three, tmp_path):
+    scored, rated = three
+    contents = scored.read_text(), rated.read_text()
+    (tmp_path / "folder.csv").mkdir()
+    for arguments, message in [
+        (["evaluate", scored, rated, "--output", tmp_path / "folder.csv/../r.csv"], "r.csv' would overwrite a table"),
+        (["evaluate", scored, rated, "--output", scored], "s.csv' would overwrite a table"),
+        (["evaluate", scored, rated, "--output", tmp_path / "m.xlsx"], "must end in .csv"),
+        (["evaluate", scored, rated, "--output", tmp_path / "nowhere/m.csv"], "does not exist"),
+        (["ensemble", scored, scored, "--output", tmp_path / "folder.csv"], "is a folder; name a file to write"),
+        (["ensemble", scored, scored, "--output", tmp_path / "e.csv"], "s.csv' is given twice"),
+    ]:
+        assert message in refusal(*arguments)
+    assert (scored.read_text(), rated.read_text()) == contents and not (tmp_path / "e.csv").exists()
+
+
+def test_another_caption_is_another_pair(three, tmp_path):
+    scored, rated = three
+    lines = scored.read_text().replace("Rain", "\0").replace("A dog", "Rain ").replace("\0", "A dog")
+    swapped = tmp_path / "swapped.csv"
+    swapped.write_text(lines)
+    message = r"swapped\.csv', line 2: 'a\.wav' has the caption 'A dog', but in '.*[rs]\.csv', line 2, 'Rain' \(.*2 rows\)"
+    with pytest.raises(ValueError, match=message):
+        evaluate(swapped, rated)
+    with pytest.raises(ValueError, match=message):
+        ensemble([scored, swapped], tmp_path / "e.csv")
+    swapped.write_text(scored.read_text().replace("Rain", "Rain "))
+    assert evaluate(swapped, rated)[0].pairs == 3
+    columns = write_table(tmp_path / "columns.csv", [("a.wav", "Rain", 1, 2)], ("wav_file_name", "text", "pred_score", "text"))
+    with pytest.raises(ValueError, match=r"columns\.csv', line 1: the column text occurs twice"):
+        evaluate(columns, rated)
+
+
+def test_what_is_left_out_or_off_the_scale_is_told(three, tmp_path):
+    scored, rated = three
+    scored.write_text(scored.read_text() + "d.wav,Wind,4\ne.wav,Wind,5\n")
+    rated.write_text(rated.read_text().replace(",6", ",60"))
+    result = command("evaluate", scored, rated)
+    assert result.returncode == 0
+    first, second = result.stderr.splitlines()
+    assert first.startswith("2 of the 5 predictions have no rating in") and first.endswith("the first d.wav")
+    assert "run from 4 to 60, where 0 to 10 is expected" in second
+    rated.write_text("\n".join(rated.read_text().splitlines()[:2]) + "\n")
+    with pytest.raises(ValueError, match=r"r\.csv' rates 1 pair: at least 2 are needed"):
+        evaluate(scored, rated)

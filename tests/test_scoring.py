@@ -14,7 +14,9 @@ import pytest
 import soundfile as sf
 import soxr
 from conftest import GOLDEN
+from typer.testing import CliRunner
 
+from xacle.cli import app
 from xacle.demo.random_weights import make_sound
 from xacle.modeling_xacle import XacleForConditionalGeneration
 from xacle.scoring.scorer import Scorer
@@ -54,6 +56,13 @@ PLAIN = {**{name: value for name, value in os.environ.items() if name != "FORCE_
 
 def command(*arguments, **options) -> subprocess.CompletedProcess:
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=PLAIN, **options)
+
+
+def refusal(*arguments) -> str:
+    """What a command says that refuses to work, run in this process: sooner than in one that imports all anew."""
+    run = CliRunner(env={"NO_COLOR": "1", "COLUMNS": "200"}).invoke(app, list(map(str, arguments)))
+    assert run.exit_code != 0 and not run.stdout
+    return " ".join(f"{run.stderr} {run.exception}".replace("│", " ").split())
 
 
 def write_table(path, rows, header=("wav_file_name", "text")):
