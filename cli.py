@@ -133,6 +133,11 @@ def score(
     given = [option is not None for option in (audio, text, input, output)]
     if given not in ([True, True, False, False], [False, False, True, True]):
         raise typer.BadParameter("pass either --audio and --text, or --input and --output")
+    skips = on_error if on_error is OnError.skip else None
+    of_tables = {"audio-dir": audio_dir, "workers": workers, "num-shards": num_shards, "shard": shard, "on-error": skips}
+    of_tables["with-text"] = with_text or None
+    if input is None and (unused := [f"--{name}" for name, value in of_tables.items() if value is not None]):
+        raise typer.BadParameter(f"only tables (--input) have {', '.join(unused)}")
     from xacle.scoring.malloc import keep_freed_memory
 
     keep_freed_memory()
@@ -152,6 +157,7 @@ def score(
     else:
         from xacle.scoring.score_table import score_table
         from xacle.scoring.shards import Shard
+        from xacle.scoring.tables import counted
 
         part = None if shard is None else Shard(shard, num_shards)
         options = (batch_size, device, dtype.value, window.value, on_error.value, workers, part, compiled, with_text)
@@ -162,16 +168,20 @@ def score(
             raise typer.Exit(130) from error
         if report.unfinished:
             others = ", ".join(map(str, report.unfinished))
-            typer.echo(f"{report.scored} pairs scored; {output} is written when shard {others} finishes as well", err=True)
+            typer.echo(
+                f"{counted(report.scored, 'pair')} scored; {output} is written when shard {others} finishes as well", err=True
+            )
             return
-        typer.echo(f"{report.scored} pairs scored: {output}", err=True)
+        typer.echo(f"{counted(report.scored, 'pair')} scored: {output}", err=True)
         if report.rejected:
-            typer.echo(f"{report.rejected} rows skipped, listed with reasons in {output}.rejected.csv", err=True)
+            typer.echo(f"{counted(report.rejected, 'row')} skipped, with reasons in {output}.rejected.csv", err=True)
 
 
 @app.command(rich_help_panel=SCORE)
 def rank(
-    sounds: Annotated[list[str], typer.Argument(help="Files, http(s) URLs, or folders of sounds.")],
+    sounds: Annotated[
+        list[str], typer.Argument(help="Files, http(s) URLs, or folders (of which .wav, .flac, .ogg, .mp3; no sub-folders).")
+    ],
     model: Model,
     text: Annotated[str, typer.Option(help="The caption.")],
     output: Annotated[
@@ -342,6 +352,7 @@ def caption(
     With a table, pred_score tells how close each caption comes to the table's text.
     """
     from xacle.scoring.captions import caption_table, generate_captions, load_captioner
+    from xacle.scoring.tables import counted
 
     given = [option is not None for option in (audio, input, output)]
     if given not in ([True, False, False], [False, True, True]):
@@ -351,7 +362,7 @@ def caption(
     else:
         options = (sentence_model, batch_size, device)
         pairs = caption_table(model, input, audio_dir or input.parent, output, *options)
-        typer.echo(f"{pairs} pairs captioned and scored: {output}", err=True)
+        typer.echo(f"{counted(pairs, 'pair')} captioned and scored: {output}", err=True)
 
 
 @app.command("pseudo-label", rich_help_panel=TRAIN)
@@ -375,6 +386,7 @@ def pseudo_label(
 
     `xacle pseudo-label --teacher DIR --input captions.csv --audio-dir wav --output pseudo_labels.csv`
     """
+    from xacle.scoring.tables import counted
     from xacle.train.teacher.pseudo_labels import pseudo_label
 
     negatives = (negatives_per_pair, replace_audio, seed)
@@ -382,7 +394,7 @@ def pseudo_label(
     written = pseudo_label(teacher, input, output, audio_dir, *negatives, *machine)
     typer.echo(f"{written.rows} rows, {written.negatives} of them mismatched: {output}", err=True)
     if written.rejected:
-        typer.echo(f"{written.rejected} rows skipped, listed with reasons in {output}.rejected.csv", err=True)
+        typer.echo(f"{counted(written.rejected, 'row')} skipped, with reasons in {output}.rejected.csv", err=True)
 
 
 # The training scripts read their arguments themselves: they are TrainingArguments and the stage's own.

@@ -21,6 +21,9 @@ class XaclePipeline(ChunkPipeline):
     _load_image_processor = False
     _load_video_processor = False
 
+    def __call__(self, inputs, *args, **kwargs):
+        return [] if isinstance(inputs, (list, tuple)) and not inputs else super().__call__(inputs, *args, **kwargs)
+
     def _sanitize_parameters(self, window: str = "mean"):
         if window not in ("mean", "first"):
             raise ValueError(f"window must be 'mean' or 'first', got {window!r}")

@@ -44,6 +44,8 @@ LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon
 URL_TIMEOUT_SECONDS = 30.0
 MIN_RATE, MAX_RATE = 1000, 768000  # Hz; beyond them a header or an argument is wrong
 MAX_OGG_PAGE = 27 + 255 + 255 * 255  # bytes
+MIN_CLIP_SECONDS = 0.1  # shorter ones are warned of
+MAX_AMPLITUDE = 4.0  # of floats; louder ones are warned of
 MAX_CLIP_SECONDS = 10.0  # the clip length people rated; [160000] samples, [998, 128] fbank
 MAX_FBANK_BATCH = 32  # bounds the memory of the frames, 2 MB a clip
 MIN_SAMPLES = FRAME_LENGTH + 15 * HOP_LENGTH  # 16 frames = one patch of BEATs
@@ -52,8 +54,14 @@ MIN_SAMPLES = FRAME_LENGTH + 15 * HOP_LENGTH  # 16 frames = one patch of BEATs
 # --- Sound -> waveform ---------------------------------------------------------------------------------------------------
 
 
-def load_waveform(audio, sampling_rate: int | None = None, target_rate: int = SAMPLING_RATE) -> np.ndarray:
+class Waveform(np.ndarray):
+    """What `load_waveform` returns: an ordinary array, which is not warned of again when it is passed on."""
+
+
+def load_waveform(audio, sampling_rate: int | None = None, target_rate: int = SAMPLING_RATE) -> Waveform:
     """Any sound -> mono float32 waveform `[samples]` at `target_rate`, in [-1, 1].
+
+    Clips under 0.1 s, and values far beyond [-1, 1], are warned of.
 
     Args:
         audio: A path, an `http(s)://` URL, a `data:` URI, an audio file's bytes or the open file, a dict of `datasets`
@@ -64,7 +72,7 @@ def load_waveform(audio, sampling_rate: int | None = None, target_rate: int = SA
         target_rate: The rate to return, in Hz: 16 kHz, which BEATs works at, unless told otherwise.
 
     Raises:
-        FileNotFoundError: if a path does not exist.
+        FileNotFoundError, IsADirectoryError: if a path does not exist, or is a folder.
         ValueError: if the sound cannot be decoded, is empty, or holds NaN or infinite samples. The message names the file.
         TypeError: if `audio` is of another type.
     """
@@ -101,7 +109,18 @@ def load_waveform(audio, sampling_rate: int | None = None, target_rate: int = SA
         raise ValueError(f"{name} holds no samples")
     if not np.isfinite(waveform).all():
         raise ValueError(f"{name} holds NaN or infinite samples; re-export it")
-    return waveform
+    if not isinstance(audio, Waveform):
+        _warn_of(waveform, len(waveform) / target_rate, name)
+    return waveform.view(Waveform)
+
+
+def _warn_of(waveform: np.ndarray, seconds: float, name: str) -> None:
+    if seconds < MIN_CLIP_SECONDS:
+        logger.warning(f"{name} lasts {1000 * seconds:.3g} ms: nearly all that is scored is the silence it is padded with")
+    if (peak := np.abs(waveform).max()) > MAX_AMPLITUDE:
+        logger.warning(
+            f"{name} has values up to {peak:.0f}, where [-1, 1] is expected; divide them, or pass integers as an integer array"
+        )
 
 
 def open_sound(source):
@@ -156,8 +175,11 @@ def _locate(source) -> tuple[str, str | io.BytesIO]:
             response = httpx.get(source, follow_redirects=True, timeout=URL_TIMEOUT_SECONDS)
             response.raise_for_status()
         except httpx.HTTPError as error:
-            raise ValueError(f"cannot fetch {source}: {str(error) or type(error).__name__}") from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]  # the rest is a link to what 404 means
+            raise ValueError(f"cannot fetch {source}: {reason}") from error
         return source, io.BytesIO(response.content)
+    if os.path.isdir(source):
+        raise IsADirectoryError(f"'{source}' is a folder, not an audio file")
     if not os.path.isfile(source):
         raise FileNotFoundError(f"no audio file at '{source}'")
     return source, source
@@ -195,11 +217,6 @@ def _to_mono(samples, name: str) -> np.ndarray:
         if waveform.size == 0:
             return waveform.reshape(-1)
         waveform = waveform.mean(axis=0 if waveform.shape[0] <= waveform.shape[1] else 1)
-    if waveform.size and np.abs(waveform).max() > 4.0:
-        logger.warning(
-            f"{name} has values up to {np.abs(waveform).max():.0f}, where [-1, 1] is expected; divide them, or pass "
-            "integers as an integer array"
-        )
     return waveform
 
 

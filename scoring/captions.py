@@ -13,7 +13,7 @@ from xacle.configuration_xacle import XacleConfig
 from xacle.modeling_xacle import RATING_CENTER, RATING_HALF_RANGE, XacleForConditionalGeneration
 from xacle.processing_xacle import XacleProcessor, load_waveform
 from xacle.scoring.scorer import check_model_folder, usable_device
-from xacle.scoring.tables import TableError, read_pairs, shortest
+from xacle.scoring.tables import TableError, missing_folder, read_pairs, shortest
 
 SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 MAX_NEW_TOKENS = 64
@@ -123,7 +123,8 @@ def caption_table(
         raise ValueError(f"'{output}' would overwrite the input; choose another --output")
     pairs, problems = read_pairs(table, audio_dir)
     if problems:
-        raise TableError(table, problems, "nothing was captioned; mend them", use="captioned")
+        hint = None if pairs else missing_folder(problems, audio_dir)
+        raise TableError(table, problems, hint or "nothing was captioned; mend them", use="captioned")
     network, processor = load_captioner(model, device)
     sentences = load_sentence_model(sentence_model, network.device)  # before the work that needs it
     clips = {pair.audio: pair.audio for pair in pairs}

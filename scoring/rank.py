@@ -5,8 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xacle.scoring.scorer import Scorer
+from transformers.utils import logging
+
+from xacle.scoring.scorer import Scorer, check_sounds
 from xacle.scoring.tables import shortest
+
+logger = logging.get_logger(__name__)
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")  # of the sounds in a folder
 
@@ -42,8 +46,9 @@ def best_of_n(
         All candidates: by score, the best first (equal scores in the order given), then those that cannot be scored.
 
     Raises:
-        ValueError: if there are no sounds, or the caption is empty.
+        ValueError: if there are no sounds, or one that is in no list, or the caption is empty.
     """
+    check_sounds(audios)
     if len(audios) == 0:
         raise ValueError("there is nothing to rank: no sounds were given")
     if not isinstance(text, str) or not text.strip():
@@ -60,6 +65,8 @@ def best_of_n(
 def sounds_of(paths: Sequence[str]) -> list[str]:
     """Files, URLs and folders -> sounds, each once; a folder stands for the sounds directly in it, by name.
 
+    What else a folder holds is counted in a warning, except hidden files.
+
     Raises:
         ValueError: if a folder holds no sound.
     """
@@ -68,7 +75,13 @@ def sounds_of(paths: Sequence[str]) -> list[str]:
         if not Path(path).is_dir():
             sounds.append(path)
             continue
-        found = sorted(str(file) for file in Path(path).iterdir() if file.suffix.lower() in SUFFIXES)
+        entries = sorted(str(file) for file in Path(path).iterdir() if not file.name.startswith("."))
+        found = [entry for entry in entries if entry.lower().endswith(SUFFIXES)]
+        if found and (others := [entry for entry in entries if entry not in set(found)]):
+            logger.warning(
+                f"{len(others)} in the folder '{path}' left out, the first '{others[0]}': of a folder, only the "
+                f"{', '.join(SUFFIXES)} directly in it are ranked"
+            )
         if not found:
             raise ValueError(f"the folder '{path}' holds no sounds ({', '.join(SUFFIXES)})")
         sounds += found

@@ -53,7 +53,7 @@ class AlignmentReward:
 
     def __call__(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence,
         audios: Sequence | None = None,
         sampling_rate: int | Sequence[int] | None = None,
         completions: Sequence | None = None,
@@ -61,7 +61,8 @@ class AlignmentReward:
     ) -> list[float]:
         """
         Args:
-            prompts: The captions that the clips were made for.
+            prompts: The captions that the clips were made for; of conversations (lists of messages with `role` and `content`),
+                the last message of the user is taken.
             audios: A clip for each: a tensor or array `[samples]` or `[channels, samples]` on any device, or whatever else
                 [`load_waveform`] takes (paths, bytes, dicts with their own `sampling_rate`).
             sampling_rate: Of arrays and tensors, in Hz: one, or one a clip.
@@ -72,7 +73,8 @@ class AlignmentReward:
             A reward for each pair, in order.
 
         Raises:
-            ValueError: if there are not as many clips (or rates) as prompts. Single bad pairs raise nothing, see `fallback`.
+            ValueError: if there are not as many clips (or rates) as prompts, or a conversation has no text of a user. Single
+                bad pairs raise nothing, see `fallback`.
         """
         clips = completions if audios is None else audios
         if clips is None or isinstance(prompts, str) or len(clips) != len(prompts):
@@ -82,6 +84,7 @@ class AlignmentReward:
         rates = [rates] * len(clips) if np.ndim(rates) == 0 else np.asarray(rates).tolist()  # a tensor's as numbers
         if len(rates) != len(clips):
             raise ValueError(f"pass one sampling_rate, or one a clip, got {len(rates)} for {len(clips)} clips")
+        prompts = [_caption(prompt) for prompt in prompts]
         pairs = [(_with_rate(clip, rate), prompt) for clip, rate, prompt in zip(clips, rates, prompts, strict=True)]
         rewards = []
         for number, result in enumerate(self.scorer.score_each(pairs, self.batch_size, self.window)):
@@ -89,6 +92,19 @@ class AlignmentReward:
                 logger.warning(f"clip {number} of the batch gets the reward {self.fallback}: {result.error}")
             rewards.append(self.fallback if result.error is not None else float(result.score))
         return rewards
+
+
+def _caption(prompt):
+    """The text of a conversation's last message by the user; other prompts as they are."""
+    if not isinstance(prompt, list):
+        return prompt
+    messages = [message for message in prompt if isinstance(message, dict) and message.get("role") == "user"]
+    content = messages[-1].get("content") if messages else None
+    if isinstance(content, list):  # of parts: text, images, sounds
+        content = " ".join(part.get("text", "") for part in content if part.get("type") == "text")
+    if not isinstance(content, str) or not content.strip():
+        raise ValueError(f"a prompt must be a caption, or messages of which one is a user's text, got {prompt!r:.200}")
+    return content
 
 
 def _with_rate(clip, rate):

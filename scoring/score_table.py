@@ -15,7 +15,16 @@ from xacle.scoring.engine import Clip, Engine
 from xacle.scoring.journal import Journal, describe_job, read_journal
 from xacle.scoring.scorer import Scorer, check_model_folder, usable_device
 from xacle.scoring.shards import Shard, device_of_process
-from xacle.scoring.tables import Pair, Problem, TableError, check_suffix, read_pairs, write_problems, write_scores
+from xacle.scoring.tables import (
+    Pair,
+    Problem,
+    TableError,
+    check_suffix,
+    missing_folder,
+    read_pairs,
+    write_problems,
+    write_scores,
+)
 
 MANY_CLIPS = 64  # from here on files are decoded by processes of their own
 MAX_WORKERS = 8
@@ -81,11 +90,13 @@ def score_table(
         shard = Shard.of_environment()
         device = device or (None if dtype == "int8" else device_of_process())
     pairs, problems = read_pairs(table, audio_dir)
+    hint = None if pairs else missing_folder(problems, audio_dir)
     if problems and on_error == "stop":
-        raise TableError(table, problems, "nothing was scored; mend them, or pass --on-error skip to score the others")
+        advice = hint or "nothing was scored; mend them, or pass --on-error skip to score the others"
+        raise TableError(table, problems, advice)
     if not pairs:
         write_problems(rejected, problems)
-        raise TableError(table, problems, f"no row can be scored; all are listed in {rejected}")
+        raise TableError(table, problems, hint or f"no row can be scored; all are listed in {rejected}")
 
     device = usable_device(device, dtype)
     check_model_folder(model)
@@ -127,7 +138,8 @@ def score_table(
     for journal in journals:
         journal.unlink(missing_ok=True)
     if late and (on_error == "stop" or not scored):
-        raise TableError(table, problems, f"the other {len(scored)} rows are in {output}, these also in {rejected}")
+        others = "row is" if len(scored) == 1 else f"{len(scored)} rows are"
+        raise TableError(table, problems, f"the other {others} in {output}, these also in {rejected}")
     return TableReport(len(scored), len(problems), [])
 
 

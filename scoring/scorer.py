@@ -66,6 +66,15 @@ def check_model_folder(model: str | Path) -> None:
             raise ValueError(f"'{folder / name}' is damaged ({error}); copy or download it again") from error
 
 
+def check_sounds(audio: Sequence) -> None:
+    """Raise `ValueError` if `audio` is one sound rather than several."""
+    is_array = isinstance(audio, torch.Tensor) or (isinstance(audio, np.ndarray) and audio.dtype.kind in "iuf")
+    samples = is_array and audio.ndim == 1
+    if samples or isinstance(audio, (str, bytes, os.PathLike, dict)):
+        given = "samples" if samples else repr(audio)[:100]
+        raise ValueError(f"pass a list of sounds, [sound] if there is one; got {given}")
+
+
 class Scorer:
     """
     Rates how well sounds match captions.
@@ -165,6 +174,7 @@ class Scorer:
         Raises:
             The error of the first clip that cannot be scored, see [`load_waveform`]; also those of [`Engine.results`].
         """
+        check_sounds(audio)
         if isinstance(text, str) or len(audio) != len(text):
             given = repr(text) if isinstance(text, str) else f"{len(text)} captions"
             raise ValueError(f"pass a list of sounds and a list of as many captions, got {len(audio)} sounds and {given}")

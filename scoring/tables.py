@@ -222,13 +222,23 @@ def header_problem(audio: str | Path) -> str | None:
     """What the header of an audio file tells about why it cannot be scored; `None` if it looks fine, and for URLs."""
     if isinstance(audio, str):
         return None
-    if audio.is_dir():
-        return f"'{audio}' is a folder, not an audio file"
     try:
         with open_sound(audio) as sound:
             return None if sound.frames else f"'{audio}' holds no samples"
     except (OSError, ValueError) as error:
         return str(error)
+
+
+def missing_folder(problems: list[Problem], audio_dir: Path, option: str = "--audio-dir") -> str | None:
+    """What to say where no file of a table is there at all: the folder may be wrong. `None` if other things are wrong too."""
+    if problems and all(problem.reason.startswith("no audio file at") for problem in problems):
+        return f"no file was found at all: is the audio folder right? It is '{audio_dir}' ({option})"
+    return None
+
+
+def counted(number: int, noun: str) -> str:
+    """1 and "row" -> "1 row"; 2 -> "2 rows"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def shortest(score: float) -> str:

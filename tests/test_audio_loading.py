@@ -11,7 +11,7 @@ import soundfile as sf
 import torch
 
 from xacle.demo.random_weights import make_sound
-from xacle.processing_xacle import load_waveform
+from xacle.processing_xacle import XacleFeatureExtractor, load_waveform
 
 RATE = 16000
 TONE_RMS = 0.108
@@ -89,7 +89,7 @@ def test_every_way_to_hand_over_a_sound(tmp_path):
         ]
         for form in forms:
             np.testing.assert_array_equal(load_waveform(form), tone())
-        with pytest.raises(ValueError, match="cannot fetch http"):
+        with pytest.raises(ValueError, match=r"cannot fetch http.*404 File not found.*missing\.wav'$"):
             load_waveform(f"http://127.0.0.1:{server.server_port}/missing.wav")
         server.shutdown()
 
@@ -171,6 +171,8 @@ def test_files_without_sound_are_named(tmp_path):
         load_waveform(tmp_path / "nan.wav")
     with pytest.raises(FileNotFoundError, match=r"no audio file at 'nowhere\.wav'"):
         load_waveform("nowhere.wav")
+    with pytest.raises(IsADirectoryError, match="is a folder, not an audio file"):
+        load_waveform(tmp_path)
     with pytest.raises(ValueError, match="m4a"):
         (tmp_path / "sound.m4a").write_bytes(b"\x00\x00\x00 ftypM4A ")
         load_waveform(tmp_path / "sound.m4a")
@@ -214,5 +216,16 @@ def test_suspicious_loudness_is_told(tmp_path, transformers_log):
     load_waveform((tone() * 32767).astype(np.int32), RATE)
     assert "int32 with the range of int16" in transformers_log.text
     sf.write(tmp_path / "loud.wav", tone() * 1000, RATE, subtype="FLOAT")
-    load_waveform(tmp_path / "loud.wav")
-    assert "loud.wav has values up to" in transformers_log.text
+    transformers_log.clear()
+    loaded = load_waveform(tmp_path / "loud.wav")
+    XacleFeatureExtractor()(load_waveform(loaded, RATE), RATE)
+    (record,) = transformers_log.records  # not told again of what is passed on
+    assert "loud.wav has values up to" in record.message
+
+
+def test_hardly_any_sound_is_told(tmp_path, transformers_log):
+    sf.write(tmp_path / "click.wav", tone()[:1], RATE)
+    assert load_waveform(tmp_path / "click.wav").shape == (1,)
+    load_waveform(tone(0.1), RATE)
+    (record,) = transformers_log.records
+    assert "click.wav lasts 0.0625 ms" in record.message

@@ -55,12 +55,20 @@ def test_equal_sounds_share_a_rank_and_bad_ones_come_last_without_one(scorer):
     assert candidates[3].score is None
     with pytest.raises(ValueError, match="nothing to rank"):
         best_of_n(scorer, TEXT, [])
+    for one in ("rain.wav", b"RIFF", {"array": rain, "sampling_rate": 16000}, rain):
+        with pytest.raises(ValueError, match="pass a list of sounds"):
+            best_of_n(scorer, TEXT, one)
+    with pytest.raises(ValueError, match=r"pass a list of sounds, .*'rain\.wav'"):
+        scorer.score("rain.wav", TEXT)
     with pytest.raises(ValueError, match="the caption must be a text"):
         best_of_n(scorer, " ", [rain])
 
 
 def test_a_folder_is_ranked(tiny_folder, scorer, takes, tmp_path):
     output = tmp_path / "ranked.csv"
+    (takes / "notes.txt").touch()
+    (takes / "more").mkdir()
+    (takes / ".hidden").touch()
     # The folder, and again one of its files: each sound counts once.
     result = command("rank", "--model", tiny_folder, "--text", TEXT, takes, takes / "rain.wav", "--output", output)
     assert result.returncode == 0, result.stderr
@@ -72,6 +80,7 @@ def test_a_folder_is_ranked(tiny_folder, scorer, takes, tmp_path):
         (rank, name, TEXT) for rank, name in enumerate(order, start=1)
     ]
     np.testing.assert_allclose([float(row["pred_score"]) for row in rows], sorted(scores, reverse=True), atol=1e-5)
+    assert "2 in the folder" in result.stderr and "more'" in result.stderr
     header, *lines = result.stdout.splitlines()
     assert header.split() == ["rank", "score", "sound"]
     assert [line.split(maxsplit=2)[2] for line in lines] == order

@@ -81,6 +81,16 @@ def test_trl_can_call_it(reward):
     assert reward.__name__ == "alignment_reward" and callable(reward)
 
 
+def test_conversations_are_read(reward):
+    said = {"role": "assistant", "content": "Which sound?"}
+    parts = {"role": "user", "content": [{"type": "image", "image": None}, {"type": "text", "text": PROMPTS[0]}]}
+    prompts = [[{"role": "user", "content": "Hello"}, said, {"role": "user", "content": PROMPTS[0]}], [parts, said], PROMPTS[0]]
+    rewards = reward(prompts, [WAVES[0]] * 3)
+    np.testing.assert_allclose(rewards, reward(PROMPTS[:1], WAVES[:1]) * 3, atol=1e-5)
+    with pytest.raises(ValueError, match="messages of which one is a user's text, got"):
+        reward([[said]], WAVES[:1])
+
+
 def test_wrong_calls_are_explained(reward):
     with pytest.raises(ValueError, match="as many audios, got 1"):
         reward(PROMPTS, WAVES[:1])

@@ -283,6 +283,14 @@ def test_everything_wrong_with_a_table_is_told_at_once(tiny_folder, bad_table, t
     assert not (tmp_path / "scores.csv").exists()
 
 
+def test_a_wrong_audio_folder_is_asked_about(bad_table, tmp_path):
+    options = ("--input", write_table(tmp_path / "pairs.csv", PAIRS), "--output", tmp_path / "scores.csv")
+    for on_error in ("stop", "skip"):
+        said = refusal("score", "--model", "none", *options, "--audio-dir", "nosuch", "--on-error", on_error)
+        assert "is the audio folder right? It is 'nosuch' (--audio-dir)" in said
+    assert "is the audio folder right" not in refusal("score", "--model", "none", "--input", bad_table, *options[2:])
+
+
 def test_skipping_scores_the_good_rows_and_lists_the_others(tiny_folder, bad_table, tmp_path):
     output = tmp_path / "scores.csv"
     result = command(*("score", "--model", tiny_folder, "--input", bad_table, "--output", output, "--on-error", "skip"))
@@ -398,7 +406,10 @@ def test_tables_that_are_none(tiny_folder, wav_dir, tmp_path, content, message):
         (["--audio", "a.wav", "--text", "a", "--input", "b.csv", "--output", "c.csv"], "either --audio and --text"),
         (["--audio", "a.wav", "--text", ""], "the caption is empty"),
         (["--audio", "missing.wav", "--text", "a"], "no audio file at 'missing.wav'"),
+        (["--audio", ".", "--text", "a"], "'.' is a folder, not an audio file"),
+        (["--audio", "a", "--text", "a", "--with-text", "--shard", "0"], "only tables (--input) have --shard, --with-text"),
         (["--input", "missing.csv", "--output", "c.csv"], "no table at 'missing.csv'"),
+        (["--input", ".", "--output", "c.csv"], "'.' is a folder, not a table"),
         (["--input", "missing.csv", "--output", "c.txt"], "must end in .csv or .jsonl"),
     ],
 )
