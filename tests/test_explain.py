@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from test_scoring import command
+from test_scoring import command, refusal
 
 from xacle.demo.random_weights import CAPTIONS, make_sound
 from xacle.scoring.explain import explain, explanation_plot, without_each_phrase, without_each_word
@@ -147,7 +147,6 @@ def test_the_command(tiny_folder, tmp_path):
         (["--text", " "], "the caption is empty"),
     ],
 )
-def test_wrong_calls_are_explained(tmp_path, arguments, message):
-    result = command("explain", "--model", "nowhere", "--audio", "missing.wav", *arguments, cwd=tmp_path)
-    assert result.returncode != 0 and "Traceback" not in result.stderr
-    assert message in " ".join(result.stderr.replace("│", " ").split())
+def test_wrong_calls_are_explained(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal("explain", "--model", "nowhere", "--audio", "missing.wav", *arguments)
