@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from xacle.scoring.evaluate import PREDICTION_COLUMNS, check_same_captions, has_captions, read_predictions
+from xacle.scoring.plots import save_plot
 from xacle.scoring.significance import PairedTest, bootstrap_means, holm, interval, paired_test
 from xacle.scoring.tables import FILE_COLUMNS, check_distinct, column_of, name_of, number_of, read_rows
 
@@ -228,4 +229,4 @@ def comparison_plot(output: Path, comparison: Comparison) -> None:
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
         axes.margins(y=0.3 / max(1, len(systems)))
-    figure.savefig(output, dpi=150)
+    save_plot(figure, output)

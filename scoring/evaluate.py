@@ -9,6 +9,7 @@ import numpy as np
 from transformers.utils import logging
 
 from xacle.scoring.metrics import METRICS, alignment_metrics, bootstrap_intervals
+from xacle.scoring.plots import save_plot
 from xacle.scoring.tables import FILE_COLUMNS, column_of, name_of, number_of, read_rows
 
 logger = logging.get_logger(__name__)
@@ -233,4 +234,4 @@ def scatter_plot(output: Path, scores: np.ndarray, ratings: np.ndarray, evaluati
     axes.set_ylabel("predicted score")
     axes.set_title(f"SRCC {evaluation.metrics['SRCC']:.3f}, LCC {evaluation.metrics['LCC']:.3f}, N {evaluation.pairs}")
     axes.grid(alpha=0.3)
-    figure.savefig(output, dpi=150)
+    save_plot(figure, output)

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from xacle.processing_xacle import MIN_SAMPLES, SAMPLING_RATE, fbank, load_waveform
+from xacle.scoring.plots import save_plot
 from xacle.scoring.scorer import Scorer
 
 BETWEEN_PHRASES = re.compile(r"(\s*,\s*(?:and\s+)?|\s+and\s+)", flags=re.IGNORECASE)
 BAR_WIDTH = 20  # characters
 SHOWN_RANGE = 12.0  # of log energy below the loudest
+SPEAKS_FOR, SPEAKS_AGAINST = "C0", "C1"  # colours of the plot
 
 
 @dataclass
@@ -47,9 +49,20 @@ class Explanation:
     segments: list[Occlusion]
     waveform: np.ndarray = field(repr=False)  # [samples] at 16 kHz
 
+    @property
+    def largest_change(self) -> float:
+        return max(abs(occlusion.change) for occlusion in self.words + self.phrases + self.segments)
+
+    @property
+    def undivided(self) -> str | None:
+        """Why no words, or no phrases, were dropped; `None` if both were."""
+        if not self.words:
+            return "no word to drop: the caption has one, words being what spaces separate"
+        return None if self.phrases else 'no phrase to drop: the caption has one, phrases being what commas and "and" separate'
+
     def __str__(self) -> str:
         lines = [f"score {self.score:.3f}: {self.text}"]
-        largest = max(abs(occlusion.change) for occlusion in self.words + self.phrases + self.segments)
+        largest = self.largest_change
         for title, occlusions in (
             ("without the word", self.words),
             ("without the phrase", self.phrases),
@@ -61,6 +74,8 @@ class Explanation:
                 for o in occlusions:
                     bar = ("-" if o.change < 0 else "+") * round(BAR_WIDTH * abs(o.change) / (largest or 1.0))
                     lines.append(f"{o.part:<{width}}  {o.score:7.3f}  {o.change:+7.3f}  {bar}".rstrip())
+        if self.undivided is not None:
+            lines.append(f"\n{self.undivided}")
         return "\n".join(lines)
 
 
@@ -153,13 +168,21 @@ def silenced(waveform: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 
 def explanation_plot(output: Path, explanation: Explanation) -> None:
-    """Spectrogram with the segments' changes below it, and the words' changes (png, pdf, svg). Needs matplotlib."""
+    """Spectrogram with the segments' changes below it, and the words' changes (png, pdf, svg). Needs matplotlib.
+
+    All changes are drawn to the same scale.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     waveform, kinds = explanation.waveform, [kind for kind in (explanation.words, explanation.phrases) if kind]
     heights = [3, 1.5, *(0.3 + 0.3 * len(kind) for kind in kinds)]
-    figure = Figure(figsize=(9, 1 + sum(heights)), layout="constrained")
+    figure = Figure(figsize=(9, 1.3 + sum(heights)), layout="constrained")
     figure.suptitle(fill(f"{explanation.score:.2f}: {explanation.text}", 80), parse_math=False)
+    colors = {"the score falls without it: it speaks for the match": SPEAKS_FOR, "rises: it speaks against": SPEAKS_AGAINST}
+    legend = [Patch(color=color, label=label) for label, color in colors.items()]
+    figure.legend(handles=legend, loc="outside lower center", ncols=2, frameon=False)
+    limit = 1.1 * explanation.largest_change or 1.0
     sound, seconds, *captions = figure.subplots(len(heights), 1, height_ratios=heights)
 
     length = len(waveform) / SAMPLING_RATE
@@ -173,17 +196,19 @@ def explanation_plot(output: Path, explanation: Explanation) -> None:
     changes = [segment.change for segment in explanation.segments]
     seconds.bar(starts, changes, stops - starts, align="edge", color=_colors(changes), edgecolor="white")
     seconds.axhline(0, color="0.3", linewidth=1)
-    seconds.set(xlim=(0, length), xlabel="seconds", ylabel="change of the score\nif silenced")
+    seconds.set(xlim=(0, length), ylim=(-limit, limit), xlabel="seconds", ylabel="change of the score\nif silenced")
+    if not explanation.words:
+        seconds.set_title(explanation.undivided, fontsize="small")
 
     for axes, kind in zip(captions, kinds, strict=True):
         changes = [occlusion.change for occlusion in kind]
         axes.barh(range(len(kind)), changes, color=_colors(changes))
         axes.axvline(0, color="0.3", linewidth=1)
         axes.set_yticks(range(len(kind)), [fill(occlusion.part, 40) for occlusion in kind], parse_math=False)
-        axes.set_ylim(len(kind) - 0.4, -0.6)
+        axes.set(xlim=(-limit, limit), ylim=(len(kind) - 0.4, -0.6))
         axes.set_xlabel(f"change of the score if the {'word' if kind is explanation.words else 'phrase'} is dropped")
-    figure.savefig(output, dpi=150)
+    save_plot(figure, output)
 
 
 def _colors(changes: list[float]) -> list[str]:
-    return ["C0" if change < 0 else "C1" for change in changes]
+    return [SPEAKS_FOR if change < 0 else SPEAKS_AGAINST for change in changes]

@@ -99,7 +99,7 @@ def test_the_word_that_a_score_rests_on_is_found():
     assert table.startswith("score 9.000: Much rain falls")
     (row,) = [line for line in table.splitlines() if line.startswith("rain ")]
     assert row.split() == ["rain", "3.000", "-6.000", "-" * 20]
-    assert "without the phrase" not in table and "0.0-1.0 s" in table
+    assert "without the phrase" not in table and "no phrase to drop" in table and "0.0-1.0 s" in table
 
 
 def test_captions_are_no_formulas_to_the_picture(tmp_path):
@@ -108,11 +108,31 @@ def test_captions_are_no_formulas_to_the_picture(tmp_path):
     assert "svg" in (tmp_path / "explain.svg").read_text()
 
 
+def test_all_panels_of_the_plot_have_one_scale(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    explanation_plot(tmp_path / "explain.png", explain(RainStub(), make_sound("rain", 2.0), "Rain falls, and a dog barks"))
+    (figure,) = drawn
+    _, seconds, words, phrases = figure.axes
+    assert seconds.get_ylim() == words.get_xlim() == phrases.get_xlim() == pytest.approx((-6.6, 6.6))
+    assert "speaks for the match" in figure.legends[0].get_texts()[0].get_text()
+
+
+def test_a_font_without_the_caption_is_told_once(tmp_path, transformers_log, recwarn):
+    explanation_plot(tmp_path / "explain.png", explain(RainStub(), make_sound("rain", 2.0), "\u72ac\u304c \u5420\u3048\u308b"))
+    (record,) = transformers_log.records
+    assert "explain.png' shows boxes for \u3048\u304c\u308b\u5420\u72ac: the font DejaVu Sans lacks them" in record.message
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
 @pytest.mark.parametrize("seconds", [0.1, 12.0])
 def test_short_and_long_sounds(trained, tmp_path, seconds):
     sound = make_sound("rain", seconds)
     explanation = explain(trained, sound, "Rain", segment=5.0)
     assert explanation.words == [] and len(explanation.segments) == (1 if seconds < 5 else 3)
+    assert "no word to drop" in str(explanation)
     explanation_plot(tmp_path / "explain.png", explanation)
     assert (tmp_path / "explain.png").read_bytes().startswith(b"\x89PNG")
     assert len(explain(trained, sound, "Rain", 5.0, window="first").segments) == (1 if seconds < 5 else 2)
