@@ -1,6 +1,7 @@
 """The one command, `xacle`: a thin door to the rooms behind it. Heavy imports wait until a sub-command needs them."""
 
 import sys
+from contextlib import contextmanager
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -77,12 +78,29 @@ Precision = Annotated[Dtype, typer.Option(help="Precision of the weights; int8 i
 LongClips = Annotated[Window, typer.Option(help="Clips over 10 s: average of 10 s windows, or the first only.")]
 
 
-def hide_loading_of(model: str) -> None:
-    """No progress bar while weights are read from a folder; downloads keep theirs."""
-    if Path(model).is_dir():
-        from transformers.utils import logging
+def hide_loading() -> None:
+    """No progress bars while weights are read from a folder, or written to one; downloads keep theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
 
-        logging.disable_progress_bar()
+    downloads_hide_theirs = are_progress_bars_disabled()
+    logging.disable_progress_bar()  # also of downloads
+    if not downloads_hide_theirs:
+        enable_progress_bars()
+
+
+@contextmanager
+def reaching(name: str, option: str):
+    """Say in one line what it was that the Hub was to be asked for, if there is no way to it."""
+    try:
+        yield
+    except OSError as error:
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        causes = [error, error.__cause__]
+        if not any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
+            raise
+        raise ConnectionError(f"'{name}' ({option}) is no folder here, and the Hub cannot be reached (offline?)") from error
 
 
 @app.callback()
@@ -116,7 +134,8 @@ def score(
         bool, typer.Option("--with-text", help="Write the captions too, as is always done if clips have several.")
     ] = False,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the model first (minutes), with CUDA graphs on CUDA: for large tables.")
+        bool,
+        typer.Option("--compile", help="Compile the model first (minutes), with CUDA graphs on CUDA: for large tables."),
     ] = False,
 ):
     """Score one sound and caption, or a table of them.
@@ -143,7 +162,7 @@ def score(
     keep_freed_memory()
     if (num_shards is None) != (shard is None):
         raise typer.BadParameter("pass both --num-shards and --shard, or neither")
-    hide_loading_of(model)
+    hide_loading()
     if input is None:
         from xacle.processing_xacle import load_waveform
         from xacle.scoring.scorer import Scorer
@@ -152,7 +171,8 @@ def score(
         if not text.strip():
             raise typer.BadParameter("the caption is empty", param_hint="--text")
         waveform = load_waveform(audio)  # before the model, which takes longer
-        scorer = Scorer.from_pretrained(model, device, dtype.value, compiled)
+        with reaching(model, "--model"):
+            scorer = Scorer.from_pretrained(model, device, dtype.value, compiled)
         typer.echo(shortest(scorer.score([waveform], [text], batch_size, window.value)[0]))
     else:
         from xacle.scoring.score_table import score_table
@@ -162,7 +182,8 @@ def score(
         part = None if shard is None else Shard(shard, num_shards)
         options = (batch_size, device, dtype.value, window.value, on_error.value, workers, part, compiled, with_text)
         try:
-            report = score_table(model, input, audio_dir or input.parent, output, *options)
+            with reaching(model, "--model"):
+                report = score_table(model, input, audio_dir or input.parent, output, *options)
         except KeyboardInterrupt as error:
             typer.secho(f"\n{str(error) or 'interrupted; nothing was scored'}", fg="red", err=True)
             raise typer.Exit(130) from error
@@ -180,7 +201,8 @@ def score(
 @app.command(rich_help_panel=SCORE)
 def rank(
     sounds: Annotated[
-        list[str], typer.Argument(help="Files, http(s) URLs, or folders (of which .wav, .flac, .ogg, .mp3; no sub-folders).")
+        list[str],
+        typer.Argument(help="Files, http(s) URLs, or folders (of which .wav, .flac, .ogg, .mp3; no sub-folders)."),
     ],
     model: Model,
     text: Annotated[str, typer.Option(help="The caption.")],
@@ -206,9 +228,10 @@ def rank(
     from xacle.scoring.rank import best_of_n, ranking_table, sounds_of, write_ranking
     from xacle.scoring.scorer import Scorer
 
-    hide_loading_of(model)
+    hide_loading()
     files = sounds_of(sounds)
-    scorer = Scorer.from_pretrained(model, device, dtype.value)
+    with reaching(model, "--model"):
+        scorer = Scorer.from_pretrained(model, device, dtype.value)
     candidates = best_of_n(scorer, text, files, batch_size, window.value)
     failed = [candidate for candidate in candidates if candidate.error is not None]
     for candidate in failed:
@@ -249,9 +272,10 @@ def explain(
     from xacle.scoring.explain import explain, explanation_plot
     from xacle.scoring.scorer import Scorer
 
-    hide_loading_of(model)
+    hide_loading()
     waveform = load_waveform(audio)  # before the model, which takes longer
-    scorer = Scorer.from_pretrained(model, device, dtype.value)
+    with reaching(model, "--model"):
+        scorer = Scorer.from_pretrained(model, device, dtype.value)
     explanation = explain(scorer, waveform, text, segment, batch_size, window.value)
     typer.echo(str(explanation))
     if plot is not None:
@@ -294,7 +318,8 @@ def evaluate(
 @app.command(rich_help_panel=COMPARE)
 def compare(
     systems: Annotated[
-        list[Path], typer.Argument(help="Tables with wav_file_name and pred_score, one a system, or folders of them.")
+        list[Path],
+        typer.Argument(help="Tables with wav_file_name and pred_score, one a system, or folders of them."),
     ],
     output: Annotated[
         Path | None,
@@ -357,11 +382,15 @@ def caption(
     given = [option is not None for option in (audio, input, output)]
     if given not in ([True, False, False], [False, True, True]):
         raise typer.BadParameter("pass either --audio, or --input and --output")
+    hide_loading()
     if input is None:
-        typer.echo(generate_captions(*load_captioner(model, device), [audio])[0])
+        with reaching(model, "--model"):
+            captioner = load_captioner(model, device)
+        typer.echo(generate_captions(*captioner, [audio])[0])
     else:
         options = (sentence_model, batch_size, device)
-        pairs = caption_table(model, input, audio_dir or input.parent, output, *options)
+        with reaching(model, "--model"):
+            pairs = caption_table(model, input, audio_dir or input.parent, output, *options)
         typer.echo(f"{counted(pairs, 'pair')} captioned and scored: {output}", err=True)
 
 
@@ -391,7 +420,9 @@ def pseudo_label(
 
     negatives = (negatives_per_pair, replace_audio, seed)
     machine = (batch_size, device, on_error.value, feature_cache, num_workers)
-    written = pseudo_label(teacher, input, output, audio_dir, *negatives, *machine)
+    hide_loading()
+    with reaching(teacher, "--teacher"):
+        written = pseudo_label(teacher, input, output, audio_dir, *negatives, *machine)
     typer.echo(f"{written.rows} rows, {written.negatives} of them mismatched: {output}", err=True)
     if written.rejected:
         typer.echo(f"{counted(written.rejected, 'row')} skipped, with reasons in {output}.rejected.csv", err=True)
@@ -488,9 +519,17 @@ def convert_tmu(
 
     `xacle convert tmu Atotti/xacle-tmu-2026 xacle-tmu --llm Qwen/Qwen2.5-0.5B-Instruct`
     """
+    from transformers import PreTrainedConfig
+
     from xacle.conversion.tmu import convert_tmu
 
-    typer.echo(f"converted: {convert_tmu(source, output, llm)}")
+    hide_loading()
+    if llm is not None:  # before a large download
+        with reaching(llm, "--llm"):
+            PreTrainedConfig.get_config_dict(llm)
+    asked_for = ("the language model", "--llm") if Path(source).exists() else (source, "SOURCE")
+    with reaching(*asked_for):
+        typer.echo(f"converted: {convert_tmu(source, output, llm)}")
 
 
 @convert_app.command("beats")
@@ -504,6 +543,7 @@ def convert_beats(
     """
     from xacle.conversion.beats import convert_beats
 
+    hide_loading()
     typer.echo(f"converted: {convert_beats(file, output)}")
 
 
@@ -519,7 +559,9 @@ def convert_m2d_clap(
     """Convert an M2D-CLAP teacher. Its weights stay under NTT's evaluation licence."""
     from xacle.conversion.m2d_clap import convert_m2d_clap
 
-    typer.echo(f"converted: {convert_m2d_clap(file, output, text_encoder, name)}")
+    hide_loading()
+    with reaching(text_encoder or "the text encoder", "--text-encoder"):
+        typer.echo(f"converted: {convert_m2d_clap(file, output, text_encoder, name)}")
 
 
 @app.command(rich_help_panel=TRAIN)

@@ -12,7 +12,7 @@ from transformers import BatchFeature
 from xacle.configuration_xacle import XacleConfig
 from xacle.modeling_xacle import RATING_CENTER, RATING_HALF_RANGE, XacleForConditionalGeneration
 from xacle.processing_xacle import XacleProcessor, load_waveform
-from xacle.scoring.scorer import check_model_folder, usable_device
+from xacle.scoring.scorer import check_model_folder, quiet_loading, usable_device
 from xacle.scoring.tables import TableError, missing_folder, read_pairs, shortest
 
 SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -28,7 +28,8 @@ def load_captioner(model: str, device: str | None = None) -> tuple[XacleForCondi
     device = usable_device(device)
     check_model_folder(model)
     trained_as = XacleConfig.from_pretrained(model).architectures or []
-    network, loaded = XacleForConditionalGeneration.from_pretrained(model, dtype="float32", output_loading_info=True)
+    with quiet_loading():
+        network, loaded = XacleForConditionalGeneration.from_pretrained(model, dtype="float32", output_loading_info=True)
     missing = sorted(loaded["missing_keys"])
     if missing or XacleForConditionalGeneration.__name__ not in trained_as:
         reason = f"lacks {', '.join(missing[:5])}" if missing else f"is a {', '.join(trained_as)}"
@@ -74,7 +75,11 @@ def load_sentence_model(name: str, device=None):
     try:
         return SentenceTransformer(name, device=None if device is None else str(device))
     except (OSError, ValueError) as error:
-        raise ValueError(f"no sentence-transformers model can be loaded from '{name}': {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"no sentence-transformers model can be loaded from '{name}': {reason}. Without a network, pass the folder of one "
+            "(--sentence-model FOLDER)"
+        ) from error
 
 
 def caption_scores(captions: list[str], texts: list[str], sentence_model) -> np.ndarray:

@@ -4,18 +4,22 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
+from transformers.utils import logging
 
 from xacle.configuration_xacle import XacleConfig
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleProcessor
 from xacle.scoring.engine import Clip, Engine, PairResult
 from xacle.scoring.int8 import quantise_linears
+
+logger = logging.get_logger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
 
@@ -73,6 +77,17 @@ def check_sounds(audio: Sequence) -> None:
     if samples or isinstance(audio, (str, bytes, os.PathLike, dict)):
         given = "samples" if samples else repr(audio)[:100]
         raise ValueError(f"pass a list of sounds, [sound] if there is one; got {given}")
+
+
+@contextmanager
+def quiet_loading():
+    """No report of missing and unexpected weights: who loads the model judges them."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 class Scorer:
@@ -135,12 +150,16 @@ class Scorer:
         device = usable_device(device, dtype)
         check_model_folder(model)
         try:
-            network, loaded = XacleForAlignmentScoring.from_pretrained(model, dtype=DTYPES[dtype], output_loading_info=True)
+            with quiet_loading():
+                weights = {"dtype": DTYPES[dtype], "output_loading_info": True}
+                network, loaded = XacleForAlignmentScoring.from_pretrained(model, **weights)
             processor = XacleProcessor.from_pretrained(model)
         except SafetensorError as error:
             raise ValueError(f"the weights in '{model}' are damaged ({error}); copy or download them again") from error
         if missing := sorted(loaded["missing_keys"]):
             raise ValueError(f"'{model}' lacks {', '.join(missing)}: its scores would be random. Was it trained to score?")
+        if unexpected := sorted(loaded["unexpected_keys"]):
+            logger.warning(f"'{model}' holds weights that a scorer has not, left out: {', '.join(unexpected[:5])}")
         scorer = cls(network.to(device), processor)
         if dtype == "int8":
             quantise_linears(network)

@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from xacle.cli import app
-from xacle.scoring.captions import caption_table, generate_captions, load_captioner
+from xacle.scoring.captions import caption_table, generate_captions, load_captioner, load_sentence_model
 from xacle.scoring.tables import TableError
 from xacle.train import stage1_captioning
 
@@ -99,9 +99,12 @@ def test_scores_of_the_captioner_can_be_evaluated(task, captioner):
     assert evaluation.metrics["SRCC"] == pytest.approx(metrics["eval_caption_SRCC"], abs=1e-6)
 
 
-def test_what_is_no_captioner_is_refused(task, captioner, tmp_path):
+def test_what_is_no_captioner_is_refused(task, captioner, tmp_path, transformers_log):
     with pytest.raises(ValueError, match="is a XacleForAlignmentScoring: its captions would mean nothing"):
         load_captioner(task.folder / "model")
+    assert not transformers_log.records  # no report of transformers before the error
+    with pytest.raises(ValueError, match=r"from 'nosuch/model': .*[^.]\. Without a network, .*--sentence-model FOLDER"):
+        load_sentence_model("nosuch/model")
     table = tmp_path / "table.csv"
     table.write_text("wav_file_name,text\nmissing.wav,Rain\n")
     with pytest.raises(TableError, match="rows that cannot be captioned: 1"):

@@ -170,11 +170,12 @@ def test_damaged_and_incomplete_model_folders_are_explained(tiny_folder, tmp_pat
         Scorer.from_pretrained(broken, device="cpu")
 
 
-def test_a_captioner_is_not_scored_with(make_scorer, processor, tmp_path):
+def test_a_captioner_is_not_scored_with(make_scorer, processor, tmp_path, transformers_log):
     make_scorer(model_class=XacleForConditionalGeneration).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"lacks score_head\.out_proj\.bias, .*would be random"):
         Scorer.from_pretrained(tmp_path, device="cpu")
+    assert not transformers_log.records  # no report of transformers before the error
 
 
 def test_bfloat16_stays_close(tiny_folder, scorer, wav_dir):
@@ -412,9 +413,26 @@ def test_wrong_calls_are_explained(tmp_path, monkeypatch, arguments, message):
     assert message in refusal("score", "--model", "none", *arguments)
 
 
+def test_what_the_hub_was_asked_for_is_named(wav_dir, tmp_path):
+    pair = ("--audio", wav_dir / "rain.wav", "--text", "Rain")
+    table = ("--input", write_table(tmp_path / "pairs.csv", PAIRS), "--audio-dir", wav_dir, "--output", tmp_path / "out.csv")
+    new = tmp_path / "new"
+    for arguments, named in [
+        (("score", "--model", "me/x", *pair), "'me/x' (--model)"),
+        (("score", "--model", "me/x", *table), "'me/x' (--model)"),
+        (("explain", "--model", "me/x", *pair), "'me/x' (--model)"),
+        (("rank", "--model", "me/x", "--text", "Rain", wav_dir), "'me/x' (--model)"),
+        (("caption", "--model", "me/x", *pair[:2]), "'me/x' (--model)"),
+        (("pseudo-label", "--teacher", "me/x", *table, "--feature-cache", new), "'me/x' (--teacher)"),
+        (("convert", "tmu", GOLDEN / "tmu", new, "--llm", "nosuch"), "'nosuch' (--llm)"),
+        (("convert", "tmu", "me/x", new), "'me/x' (SOURCE)"),
+    ]:
+        assert f"{named} is no folder here, and the Hub cannot be reached" in refusal(*arguments)
+
+
 def test_convert_and_score(released_folder, tmp_path, wav_dir):
     result = command("convert", "tmu", GOLDEN / "tmu", tmp_path / "model")
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0 and "model shards" not in result.stderr, result.stderr
     result = command("score", "--model", tmp_path / "model", "--audio", wav_dir / "rain.wav", "--text", "Rain")
     (expected,) = Scorer.from_pretrained(released_folder, device="cpu").score([wav_dir / "rain.wav"], ["Rain"])
     assert float(result.stdout) == pytest.approx(float(expected), abs=1e-5)
