@@ -361,7 +361,10 @@ def caption(
     audio: Annotated[str | None, typer.Option(help="One sound: a file or an http(s) URL.")] = None,
     input: Annotated[Path | None, typer.Option(help="A table (.csv, .jsonl) with wav_file_name and text.")] = None,
     audio_dir: AudioDir = None,
-    output: Annotated[Path | None, typer.Option(help="Where to write wav_file_name, text, caption, pred_score (.csv).")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(callback=file_ending_in(".csv"), help="Where to write wav_file_name, text, caption, pred_score (.csv)."),
+    ] = None,
     sentence_model: Annotated[
         str, typer.Option(help="Any sentence-transformers model.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from test_scoring import refusal
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from xacle.cli import app
@@ -109,6 +110,8 @@ def test_what_is_no_captioner_is_refused(task, captioner, tmp_path, transformers
     table.write_text("wav_file_name,text\nmissing.wav,Rain\n")
     with pytest.raises(TableError, match="rows that cannot be captioned: 1"):
         caption_table(captioner[0], table, tmp_path, tmp_path / "out.csv")
+    run = ("caption", "--model", captioner[0], "--input", table, "--output", tmp_path / "nowhere/out.csv")
+    assert "does not exist" in refusal(*run)
     with pytest.raises(ValueError, match="would overwrite the input"):
         caption_table(captioner[0], table, tmp_path, table)
 
