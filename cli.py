@@ -134,8 +134,7 @@ def score(
         bool, typer.Option("--with-text", help="Write the captions too, as is always done if clips have several.")
     ] = False,
     compiled: Annotated[
-        bool,
-        typer.Option("--compile", help="Compile the model first (minutes), with CUDA graphs on CUDA: for large tables."),
+        bool, typer.Option("--compile", help="Compile the model first (minutes), with CUDA graphs on CUDA: for large tables.")
     ] = False,
 ):
     """Score one sound and caption, or a table of them.
@@ -201,8 +200,7 @@ def score(
 @app.command(rich_help_panel=SCORE)
 def rank(
     sounds: Annotated[
-        list[str],
-        typer.Argument(help="Files, http(s) URLs, or folders (of which .wav, .flac, .ogg, .mp3; no sub-folders)."),
+        list[str], typer.Argument(help="Files, http(s) URLs, or folders (of which .wav, .flac, .ogg, .mp3; no sub-folders).")
     ],
     model: Model,
     text: Annotated[str, typer.Option(help="The caption.")],
@@ -318,8 +316,7 @@ def evaluate(
 @app.command(rich_help_panel=COMPARE)
 def compare(
     systems: Annotated[
-        list[Path],
-        typer.Argument(help="Tables with wav_file_name and pred_score, one a system, or folders of them."),
+        list[Path], typer.Argument(help="Tables with wav_file_name and pred_score, one a system, or folders of them.")
     ],
     output: Annotated[
         Path | None,
@@ -345,7 +342,8 @@ def compare(
     from xacle.scoring.tables import check_overwrites_none
 
     check_overwrites_none(output, tables_of(systems))
-    if output is not None and output.suffix == ".csv" and output.absolute().parent in [path.absolute() for path in systems]:
+    folders = [path.resolve() for path in systems if path.is_dir()]
+    if output is not None and output.suffix.lower() == ".csv" and output.resolve().parent in folders:
         raise typer.BadParameter(f"'{output}' would be one of the folder's tables the next time", param_hint="--output")
     comparison = compare(systems, bootstrap)
     typer.echo(str(comparison))

@@ -96,7 +96,7 @@ def score_table(
         raise TableError(table, problems, advice)
     if not pairs:
         write_problems(rejected, problems)
-        raise TableError(table, problems, hint or f"no row can be scored; all are listed in {rejected}")
+        raise TableError(table, problems, f"{hint or 'no row can be scored'}; all are listed in {rejected}")
 
     device = usable_device(device, dtype)
     check_model_folder(model)

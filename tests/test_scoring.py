@@ -20,7 +20,7 @@ from xacle.cli import app
 from xacle.demo.random_weights import make_sound
 from xacle.modeling_xacle import XacleForConditionalGeneration
 from xacle.scoring.scorer import Scorer
-from xacle.scoring.tables import shortest
+from xacle.scoring.tables import read_pairs, shortest, write_problems
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +302,10 @@ def test_skipping_scores_the_good_rows_and_lists_the_others(tiny_folder, bad_tab
     assert [int(row["line"]) for row in rejected] == [3, 4, 5, 6, 7, 8, 9]
     assert "NaN" in rejected[4]["reason"]
     assert (rejected[0]["wav_file_name"], rejected[0]["text"]) == ("missing.wav", "Rain")  # ready to be mended
+    _, again = read_pairs(tmp_path / "scores.csv.rejected.csv", bad_table.parent)
+    write_problems(tmp_path / "again.csv", again)  # of rows that were rejected before
+    with (tmp_path / "again.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == ["line", "reason", "wav_file_name", "text"]
     assert "2 pairs scored" in result.stderr
     assert "7 rows skipped" in result.stderr
 
