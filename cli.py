@@ -532,10 +532,12 @@ def push(
         raise typer.BadParameter(f"must be FILE=CAPTION, got {bad[0]!r}", param_hint="--example")
     if "/" not in repo_id:
         raise typer.BadParameter(f"must be owner/name, got {repo_id!r}", param_hint="REPO_ID")
+    if show_card and not dry_run:
+        raise typer.BadParameter("goes with --dry-run, which uploads nothing", param_hint="--show-card")
     if not dry_run:
         check_token()
     pairs = [(file, caption) for file, _, caption in examples]
-    publication = prepare(folder, repo_id, license, accept_license or dry_run, dataset or (), pairs, card)
+    publication = prepare(folder, repo_id, license, accept_license or dry_run, dataset or (), pairs, card, revision)
     if not dry_run:
         typer.echo(upload(publication, private or None, revision, commit_message).commit_url)
         return
@@ -545,7 +547,7 @@ def push(
     typer.echo(f"{sum(sizes.values()):>14,}  bytes in {len(sizes)} files, to {repo_id} ({revision or 'main'})")
     typer.echo(f"license: {publication.terms.license_name or publication.terms.license}")
     for notice in publication.terms.notices:
-        typer.echo(f"needs --accept-license: {notice}")
+        typer.echo(f"{'accepted' if accept_license else 'needs --accept-license'}: {notice}")
     if publication.left_out:
         typer.echo(f"not uploaded: {', '.join(publication.left_out)}")
     if show_card:

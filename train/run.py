@@ -18,6 +18,7 @@ from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import HubStrategy, sort_checkpoints
 from transformers.utils import logging as transformers_logging
 
+from xacle.conversion.provenance import RUN_RECORD, record_of, weights_checksum
 from xacle.publish.license import terms_of
 from xacle.publish.push import check_repo_id, check_token
 from xacle.scoring.metrics import METRICS
@@ -35,7 +36,6 @@ from xacle.train.feature_cache import (
 
 logger = logging.getLogger(__name__)
 
-RUN_RECORD = "run.json"
 PATHS = ("model_name_or_path", "audio_encoder", "language_model")  # may be spelled in other ways
 UNCHANGEABLE = (
     "learning_rate",
@@ -218,12 +218,6 @@ def _without_secrets(command: list[str]) -> list[str]:
     return shown
 
 
-def _record_in(folder: str | Path | None) -> dict | None:
-    """The record of the run that left its model in `folder`; `None` if there is none."""
-    file = Path(folder or "") / RUN_RECORD
-    return json.loads(file.read_text(encoding="utf-8")) if folder is not None and file.is_file() else None
-
-
 def _checksum(source: str | Path | None) -> str | None:
     if source is None or not Path(source).is_file():
         return None
@@ -252,7 +246,9 @@ class RunRecord(TrainerCallback):
             "command": _without_secrets(sys.argv),
             "started": _now(),
             "arguments": {
-                type(group).__name__: group.to_dict() if hasattr(group, "to_dict") else dataclasses.asdict(group)
+                type(group).__name__: _with_whole_paths(
+                    group.to_dict() if hasattr(group, "to_dict") else dataclasses.asdict(group)
+                )
                 for group in arguments
             },
             "versions": {"python": platform.python_version(), **versions},
@@ -261,15 +257,17 @@ class RunRecord(TrainerCallback):
                 for role, table in tables.items()
             },
             "base_model": None if base is None or Path(base).exists() else base,  # on the Hub
-            "base": _record_in(base),
+            "base": (record_of(base) or None) if base else None,
         }
 
     def add(self, **fields) -> None:
         self.record.update(fields)
 
-    def write(self, folder: str | Path) -> None:
+    def write(self, folder: str | Path, trained: bool = True) -> None:
+        """Write it to `folder`; with the checksum of the weights there, if these are what was `trained`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.record, indent=2, ensure_ascii=False, default=str)
+        record = {**self.record, "weights": weights_checksum(folder) if trained else None}
+        text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
         (Path(folder) / RUN_RECORD).write_text(text + "\n", encoding="utf-8")
 
     def continue_from(self, checkpoint: str) -> None:
@@ -309,7 +307,7 @@ class RunRecord(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:  # not earlier: what cannot start leaves no trace
-            self.write(args.output_dir)
+            self.write(args.output_dir, trained=False)
         if state.best_global_step and args.load_best_model_at_end:
             # Trainer forgets it if it is not where it was: the folder may have moved, or the path have been relative.
             best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
@@ -345,6 +343,14 @@ def _now() -> str:
 
 
 # --- The run -------------------------------------------------------------------------------------------------------------
+
+
+def _with_whole_paths(arguments: dict) -> dict:
+    """Arguments with the folders of models in full: they are known as such from anywhere."""
+    return {
+        name: str(Path(value).resolve()) if name in PATHS and value and Path(value).exists() else value
+        for name, value in arguments.items()
+    }
 
 
 def check_batches(pairs: int, training: TrainingArguments, source: str) -> None:
@@ -403,11 +409,13 @@ def finish(trainer: Trainer, record: RunRecord, lora_output: str = "merged", tit
     output_dir = trainer.args.output_dir
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     record.add(validation_metrics=metrics)
-    if trainer.is_world_process_zero():
-        record.write(output_dir)
     if hasattr(trainer.model, "merge_and_unload") and lora_output == "merged":
         trainer.model = trainer.model_wrapped = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-    trainer.save_model(output_dir)
+    trainer.save_model(output_dir, _internal_call=True)  # which pushes nothing: the card needs the record
+    if trainer.is_world_process_zero():
+        record.write(output_dir)
+    if trainer.args.push_to_hub:
+        trainer.upload_folder(output_dir, "Model save")
     if metrics:
         logger.info(f"{title}: " + "  ".join(f"{name[5:]} {metrics[name]:.4f}" for name in metrics if name in SHOWN_METRICS))
     logger.info(f"saved: {output_dir}")
