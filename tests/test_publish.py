@@ -503,7 +503,12 @@ def test_branches_privacy_and_stale_weights(hub, model, tmp_path):
     assert commit["message"] == "a trial" and "model.safetensors" in commit["files"]
     assert files_on(hub, "tester/branches") == {}
 
-    old = ["model.safetensors.index.json", "model-00001-of-00001.safetensors", "adapter_config.json", "adapter_model.safetensors"]
+    old = [
+        "model.safetensors.index.json",
+        "model-00001-of-00001.safetensors",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     old += ["pytorch_model.bin", "LICENSE_NOTICE.md", "notes.txt"]
     upload = "from huggingface_hub import HfApi\nfor name in sys.argv[1:]:\n" + (
         "    HfApi().upload_file(repo_id='tester/branches', path_or_fileobj=b'old', path_in_repo=name)"

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -37,15 +38,13 @@ from xacle.train.feature_cache import (
 logger = logging.getLogger(__name__)
 
 PATHS = ("model_name_or_path", "audio_encoder", "language_model")  # may be spelled in other ways
+# Groups of arguments that a run keeps when it is resumed, and of Trainer's those that decide what it learns.
+UNCHANGEABLE_GROUPS = ("ModelArguments", "RankingArguments", "ListenerArguments", "TeacherArguments")
 UNCHANGEABLE = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "weight_decay",
-    "optim",
-    "seed",
-    "data_seed",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last"),
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm", "weight_decay"),
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "neftune_noise_alpha"),
+    *("seed", "data_seed", "train_sampling_strategy", "bf16", "fp16", "full_determinism"),
 )
 SHOWN_METRICS = ("eval_loss", "eval_caption_SRCC", "eval_SRCC", "eval_LCC", "eval_KTAU", "eval_MSE")
 RECORDED_PACKAGES = ("xacle", "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "soundfile", "soxr")
@@ -77,18 +76,29 @@ def set_up(training: TrainingArguments, data: DataArguments, metrics: tuple[str,
     except (ImportError, RuntimeError) as error:
         raise ValueError(f"--report_to {' '.join(training.report_to)}: {error}") from error
     for flag, folder in (("output_dir", training.output_dir), ("feature_cache", data.feature_cache)):
-        try:
-            if folder != "none":
-                Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--{flag} '{folder}' cannot be made: {error.strerror}") from error
+        if folder != "none" and training.process_index == 0:
+            check_writable(flag, Path(folder))
     training.remove_unused_columns = False  # the collator reads sounds and captions, whatever the model's arguments
     training.label_names = ["labels"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    training.dataloader_num_workers = min(training.dataloader_num_workers, cores)  # more would only be in each other's way
     training.dataloader_pin_memory &= training.device.type != "cpu"
     if training.data_seed is None:
         training.data_seed = training.seed  # one order of the data for all processes
     set_seed(training.seed)  # new heads start alike in every process
     return checkpoint
+
+
+def check_writable(flag: str, folder: Path) -> None:
+    """Raise `ValueError` if a folder cannot be made or written to. What fails later leaves no empty folder behind."""
+    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        for parent in new:
+            parent.rmdir()
+    except OSError as error:
+        raise ValueError(f"--{flag} '{folder}' cannot be made: {error.strerror}") from error
 
 
 def check_license(config, training: TrainingArguments) -> None:
@@ -288,7 +298,7 @@ class RunRecord(TrainerCallback):
                 changes.append(f"{role} table: {before}, now {now['table']} ({now['pairs']} pairs)")
         for group, values in json.loads(json.dumps(self.record["arguments"], default=str)).items():
             before = earlier["arguments"].get(group, {})
-            names = values if group in ("ModelArguments", "RankingArguments", "TeacherArguments") else UNCHANGEABLE
+            names = values if group in UNCHANGEABLE_GROUPS else UNCHANGEABLE
             changes += [
                 f"{name}: {before[name]}, now {values[name]}"
                 for name in names
