@@ -1,8 +1,9 @@
 """The one command, `xacle`: a thin door to the rooms behind it. Heavy imports wait until a sub-command needs them."""
 
+import re
 import sys
 from enum import Enum
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Annotated
 
@@ -605,7 +606,8 @@ def serve_page(
 ):
     """Serve a page to upload or record sounds and rank captions.
 
-    It also shows the spectrogram, and for long sounds the rating of each 10 s. It needs `pip install 'xacle[space]'`.
+    It also shows the spectrogram, and for long sounds the rating of each 10 s. It needs `pip install -e '.[space]'`
+    in the clone.
 
     `xacle app --model DIR`
     """
@@ -621,6 +623,15 @@ app.add_typer(convert_app, name="convert", rich_help_panel=START)
 app.add_typer(train_app, name="train", rich_help_panel=TRAIN)
 
 
+def extra_of(module: str) -> str | None:
+    """The optional dependencies of xacle (`train`, `plot` ...) that a module belongs to."""
+    for requirement in requires("xacle"):
+        found = re.match(r"""([\w.-]+)[^;]*;\s*extra == ["'](\w+)""", requirement)
+        if found and found[1].replace("-", "_") == module.partition(".")[0]:
+            return found[2]
+    return None
+
+
 def main():
     """Run the command; what the user can mend is told in one line, without a traceback."""
     try:
@@ -629,8 +640,9 @@ def main():
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
-        extras = "training needs `pip install 'xacle[train]'`, plots 'xacle[plot]', the page 'xacle[space]'"
-        typer.secho(f"error: {error}; {extras}", fg="red", err=True)
+        extra = extra_of(error.name or "")
+        advice = f"; in the clone of xacle, `pip install -e '.[{extra}]'` brings it" if extra else ""
+        typer.secho(f"error: {error}{advice}", fg="red", err=True)
         sys.exit(1)
 
 

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 from conftest import ROOT
+from hub_server import Store
 from huggingface_hub.repocard import metadata_load
 from PIL import Image
 
@@ -27,6 +29,7 @@ from xacle.scoring.scorer import Scorer
 
 SPACE = ROOT / "space"
 HAS_GRADIO = find_spec("gradio") is not None
+needs_gradio = pytest.mark.skipif(not HAS_GRADIO, reason="gradio is not installed: `make test-space`")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,15 @@ def test_a_model_that_cannot_be_used_is_an_error(model):
         Rater(model)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "reason"), [("clap", "CLAP teacher"), ("m2d_clap", "CLAP teacher"), ("bert", "of type 'bert'")]
+)
+def test_other_models_are_no_scorers(tmp_path, model_type, reason):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ValueError, match=f"{reason}.* scorer"):
+        Rater(str(tmp_path))
+
+
 def test_a_captioner_is_no_scorer(make_scorer, processor, tmp_path):
     from xacle.modeling_xacle import XacleForConditionalGeneration
 
@@ -189,13 +201,54 @@ def test_every_example_can_be_rated(rater):
         assert len(rater.rate(str(SPACE / "examples" / name), "\n".join(captions)).ratings) == len(captions)
 
 
-def test_the_command_says_what_is_missing():
+def refused(*arguments, env=None) -> str:
+    """What `xacle app` says when it cannot serve a page."""
     result = subprocess.run(
-        [sys.executable, "-m", "xacle.cli", "app", "--model", "no-such-model"], capture_output=True, text=True, cwd=ROOT.parent
+        [sys.executable, "-m", "xacle.cli", "app", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT.parent,
+        env={**os.environ, **(env or {})},
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    expected = "'no-such-model' cannot be used: there is no such folder" if HAS_GRADIO else "pip install 'xacle[train]'"
-    assert expected in result.stderr
+    return result.stderr
+
+
+def test_the_command_says_what_is_missing():
+    expected = "'no-such-model' cannot be used: there is no such folder" if HAS_GRADIO else "pip install -e '.[space]'"
+    message = refused("--model", "no-such-model")
+    assert expected in message and "[train]" not in message
+
+
+@needs_gradio
+def test_examples_that_are_not_there_are_refused(tmp_path):
+    from app import main
+
+    with pytest.raises(SystemExit, match="none' is no folder of examples"):
+        main(["--model", "x", "--examples", str(tmp_path / "none")])
+    for row, reason in [("dog.wav,A dog barks", "there is no sound '.*dog.wav'"), ("dog.wav", "text is missing")]:
+        (tmp_path / "captions.csv").write_text(f"wav_file_name,text\n{row}\n")
+        with pytest.raises(SystemExit, match=rf"captions\.csv', line 2: .*{reason}"):
+            main(["--model", "x", "--examples", str(tmp_path)])
+
+
+@needs_gradio
+def test_a_taken_port_is_refused():
+    from app import main
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        with pytest.raises(SystemExit, match=f"port {port} is taken; choose another --port"):
+            main(["--model", "x", "--port", port])
+    with pytest.raises(SystemExit, match="port 70000 cannot be used"):
+        main(["--model", "x", "--port", "70000"])
+
+
+@needs_gradio
+def test_a_private_model_needs_a_token(hub, tmp_path):
+    Store(hub.folder).create("tester/page", private=True)
+    message = refused("--model", "tester/page", env=hub.env(tmp_path, token=None))
+    assert "'tester/page' cannot be used" in message and "hf auth login" in message
 
 
 # --- In a browser --------------------------------------------------------------------------------------------------------
