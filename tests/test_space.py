@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -143,19 +144,36 @@ def test_a_captioner_is_no_scorer(make_scorer, processor, tmp_path):
 
 
 def result_of(*scores: float, windows: int = 1) -> Result:
-    ratings = [Rating(f"<b>{score}</b>", score, [score] * windows) for score in scores]
+    ratings = [Rating(f"<em>{score}</em>", score, [score] * windows) for score in scores]
     spans = [(10.0 * index, 10.0 * index + 10) for index in range(windows)]
     return Result("a&b.wav", spans, ratings, np.full((100 * windows, 128), 12.0), ["1 < 2"])
 
 
 def test_a_drawing_shows_all_there_is_and_escapes_it():
     page = draw_result(result_of(7.25, -1.0, windows=3))
-    assert "<b>7.25" not in page and "&lt;b&gt;7.25&lt;/b&gt;" in page and "a&amp;b.wav" in page and "1 &lt; 2" in page
-    assert re.findall(r'xr-score">([^<]+)<', page) == ["7.2", "\N{MINUS SIGN}1.0"]
-    assert page.count('class="xr-window') == 2 + 6 and "30.0 s" in page
+    assert "<em>" not in page and "&lt;em&gt;7.25&lt;/em&gt;" in page and "a&amp;b.wav" in page and "1 &lt; 2" in page
+    assert re.findall(r'xr-score">([^<]+)<', page) == ["7.25", "\N{MINUS SIGN}1.00"]
+    assert page.count('class="xr-windows') == 2 and page.count("<li><span>0\N{EN DASH}10 s</span>") == 2 and "30.0 s" in page
     single = draw_result(result_of(7.25))
-    assert "xr-ranking" not in single and "xr-window" not in single
+    assert "xr-ranking" not in single and "xr-windows" not in single
     assert "&lt;script&gt;" in draw_problem("<script>")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first", "last"),
+    [
+        (20.5, "0-10 s", "20-20.5 s"),
+        (59.9, "0-10 s", "50-59.9 s"),
+        (95, "0:00-0:10", "1:30-1:35"),
+        (600, "0:00-0:10", "9:50-10:00"),
+    ],
+)
+def test_each_window_of_a_long_sound_has_its_rating_in_text(seconds, first, last):
+    result = result_of(6.604, 6.596, windows=math.ceil(seconds / 10))
+    result.spans[-1] = (result.spans[-1][0], seconds)
+    rows = re.findall(r"<li><span>([^<]+)</span> <b>([^<]+)</b></li>", draw_result(result).replace("\N{EN DASH}", "-"))
+    assert len(rows) == 2 * len(result.spans)
+    assert rows[0] == (first, "6.60") and rows[len(result.spans) - 1] == (last, "6.60")
 
 
 @pytest.mark.parametrize(("score", "filled"), [(0.0, "0.0000"), (4.5, "0.4500"), (12.0, "1.0000"), (-3.0, "0.0000")])
@@ -346,7 +364,10 @@ def test_a_long_sound_on_a_phone_in_the_dark(visit, long_sound):
     page.fill("#captions textarea", "<b>A siren</b> ${1+1} {{value}}")
     page.click("#rate")
     page.wait_for_selector(".xr-windows")
-    assert page.locator(".xr-window").count() == 3 and page.locator(".xr-ranking").count() == 0
+    assert page.locator(".xr-windows span").count() == 3 and page.locator(".xr-ranking").count() == 0
+    numbers = page.locator(".xr-numbers").get_by_role("listitem")
+    assert numbers.locator("span").all_inner_texts() == [f"{span} s" for span in ("0\u201310", "10\u201320", "20\u201325")]
+    assert all(number.is_visible() and number.inner_text() for number in numbers.locator("b").all())
     assert page.locator(".xr-best .xr-caption").inner_text() == "<b>A siren</b> ${1+1} {{value}}"
     assert "3 windows" in page.locator(".xr-notes").inner_text() and "long walk.wav" in page.locator("#result").inner_text()
     page.wait_for_function("document.getElementById('result').getBoundingClientRect().top < 0.5 * innerHeight")
