@@ -1,8 +1,9 @@
 """The one command, `xacle`: a thin door to the rooms behind it. Heavy imports wait until a sub-command needs them."""
 
+import re
 import sys
 from enum import Enum
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Annotated
 
@@ -53,6 +54,8 @@ def file_ending_in(*suffixes: str):
             raise typer.BadParameter(f"'{path}' must end in {' or '.join(suffixes)}")
         if path is not None and not path.absolute().parent.is_dir():
             raise typer.BadParameter(f"the folder of '{path}' does not exist")
+        if path is not None and path.is_dir():
+            raise typer.BadParameter(f"'{path}' is a folder; name a file to write")
         return path
 
     return check
@@ -250,7 +253,12 @@ def explain(
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Scores: wav_file_name and pred_score (.csv, .jsonl).")],
     ratings: Annotated[Path, typer.Argument(help="Ratings: wav_file_name and average_score, or score of single listeners.")],
-    output: Annotated[Path | None, typer.Option(help="Write metric,value rows, as the challenge's evaluator does.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            callback=file_ending_in(".csv"), help="Write metric,value rows (.csv), as the challenge's evaluator does."
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(callback=PICTURE, help="Draw predictions against ratings (.png, .pdf, .svg).")
     ] = None,
@@ -263,7 +271,9 @@ def evaluate(
     If the ratings have a column model_id, also a system at a time.
     """
     from xacle.scoring.evaluate import evaluate, scatter_plot, write_evaluation
+    from xacle.scoring.tables import check_inputs
 
+    check_inputs([predictions, ratings], output)
     evaluation, scores, means = evaluate(predictions, ratings, bootstrap)
     typer.echo(str(evaluation))
     if output is not None:
@@ -297,8 +307,12 @@ def compare(
 
     Differences are tested by a paired t-test and a paired bootstrap over prompts, corrected for the number of pairs (Holm).
     """
-    from xacle.scoring.compare import compare, comparison_plot, write_comparison
+    from xacle.scoring.compare import compare, comparison_plot, tables_of, write_comparison
+    from xacle.scoring.tables import check_inputs
 
+    check_inputs(tables_of(systems), output)
+    if output is not None and output.suffix == ".csv" and output.absolute().parent in [path.absolute() for path in systems]:
+        raise typer.BadParameter(f"'{output}' would be one of the folder's tables the next time", param_hint="--output")
     comparison = compare(systems, bootstrap)
     typer.echo(str(comparison))
     if output is not None:
@@ -434,7 +448,10 @@ def split(
 @app.command(rich_help_panel=COMPARE)
 def ensemble(
     members: Annotated[list[Path], typer.Argument(help="Two or more tables with wav_file_name and pred_score.")],
-    output: Annotated[Path, typer.Option(help="Where to write the ensemble's scores (.csv, .jsonl).")],
+    output: Annotated[
+        Path,
+        typer.Option(callback=file_ending_in(".csv", ".jsonl"), help="Where to write the ensemble's scores (.csv, .jsonl)."),
+    ],
     low: Annotated[float, typer.Option(help="Score of the lowest possible mean rank.")] = 0.0,
     high: Annotated[float, typer.Option(help="Score of the highest possible mean rank.")] = 10.0,
 ):
@@ -591,7 +608,8 @@ def serve_page(
 ):
     """Serve a page to upload or record sounds and rank captions.
 
-    It also shows the spectrogram, and for long sounds the rating of each 10 s. It needs `pip install 'xacle[space]'`.
+    It also shows the spectrogram, and for long sounds the rating of each 10 s. It needs `pip install -e '.[space]'`
+    in the clone.
 
     `xacle app --model DIR`
     """
@@ -607,6 +625,15 @@ app.add_typer(convert_app, name="convert", rich_help_panel=START)
 app.add_typer(train_app, name="train", rich_help_panel=TRAIN)
 
 
+def extra_of(module: str) -> str | None:
+    """The optional dependencies of xacle (`train`, `plot` ...) that a module belongs to."""
+    for requirement in requires("xacle"):
+        found = re.match(r"""([\w.-]+)[^;]*;\s*extra == ["'](\w+)""", requirement)
+        if found and found[1].replace("-", "_") == module.partition(".")[0]:
+            return found[2]
+    return None
+
+
 def main():
     """Run the command; what the user can mend is told in one line, without a traceback."""
     try:
@@ -615,8 +642,9 @@ def main():
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
-        extras = "training needs `pip install 'xacle[train]'`, plots 'xacle[plot]', the page 'xacle[space]'"
-        typer.secho(f"error: {error}; {extras}", fg="red", err=True)
+        extra = extra_of(error.name or "")
+        advice = f"; in the clone of xacle, `pip install -e '.[{extra}]'` brings it" if extra else ""
+        typer.secho(f"error: {error}{advice}", fg="red", err=True)
         sys.exit(1)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from xacle.scoring.evaluate import PREDICTION_COLUMNS, has_captions, read_predictions
+from xacle.scoring.evaluate import PREDICTION_COLUMNS, check_same_captions, has_captions, read_predictions
 from xacle.scoring.significance import PairedTest, bootstrap_means, holm, interval, paired_test
-from xacle.scoring.tables import FILE_COLUMNS, column_of, name_of, number_of, read_rows
+from xacle.scoring.tables import FILE_COLUMNS, check_inputs, column_of, name_of, number_of, read_rows
 
 MAX_SHOWN = 20  # unpaired prompts named a table
 SIGNIFICANT = 0.05
@@ -116,8 +116,7 @@ def tables_of(paths: Sequence[Path]) -> list[Path]:
             found = sorted(file for file in path.iterdir() if file.suffix.lower() in (".csv", ".jsonl"))
             found = [file for file in found if not file.name.endswith(".rejected.csv")]
         tables += found
-    if len({table.resolve() for table in tables}) < len(tables):
-        raise ValueError("a table is given twice")
+    check_inputs(tables)
     if len(tables) < 2:
         raise ValueError(f"a comparison needs at least two tables (.csv, .jsonl), got {len(tables)}")
     return tables
@@ -146,6 +145,7 @@ def read_paired(tables: Sequence[Path]) -> tuple[str, list, np.ndarray]:
         captions = any(has_captions(table) for table in tables)
         columns = [read_predictions(table, captions) for table in tables]
         if not captions:
+            check_same_captions(tables)
             columns = [{name: score for (name, _), score in scores.items()} for scores in columns]
         paired_by = "file name and caption" if captions else "file name (wav_file_name)"
     prompts = list(dict.fromkeys(prompt for scores in columns for prompt in scores))

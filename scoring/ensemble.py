@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from xacle.scoring.evaluate import has_captions, read_predictions, shown
-from xacle.scoring.tables import check_suffix, write_scores
+from xacle.scoring.evaluate import check_same_captions, has_captions, read_predictions, shown
+from xacle.scoring.tables import check_inputs, check_suffix, write_scores
 
 
 def rank_average(scores: np.ndarray, low: float = 0.0, high: float = 10.0) -> np.ndarray:
@@ -35,12 +35,13 @@ def ensemble(members: list[Path], output: Path, low: float = 0.0, high: float = 
         How many pairs there are, and how many of them share their score with another.
 
     Raises:
-        ValueError: if a member lacks a pair another one has; nothing is filled in or left out.
+        ValueError: if a member lacks a pair another one has (nothing is filled in or left out), or is given twice.
     """
     check_suffix(output)
-    if output.resolve() in [member.resolve() for member in members]:
-        raise ValueError(f"'{output}' would overwrite a member; choose another --output")
+    check_inputs(members, output)
     by_text = any(has_captions(member) for member in members)
+    if not by_text:
+        check_same_captions(members)
     tables = [read_predictions(member, by_text) for member in members]
     pairs = list(dict.fromkeys(pair for table in tables for pair in table))
     for member, table in zip(members, tables, strict=True):

@@ -1,13 +1,17 @@
 """`xacle evaluate`: predictions against human ratings."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from transformers.utils import logging
 
 from xacle.scoring.metrics import METRICS, alignment_metrics, bootstrap_intervals
 from xacle.scoring.tables import FILE_COLUMNS, column_of, name_of, number_of, read_rows
+
+logger = logging.get_logger(__name__)
 
 PREDICTION_COLUMNS = ("pred_score", "prediction_score")  # the challenge's name; the authors' code writes the other
 # Mean ratings (the challenge's files, then its README's spelling), then one listener's.
@@ -129,6 +133,29 @@ def has_captions(path: Path) -> bool:
     return lists_captions(rows, column_of(rows, FILE_COLUMNS, path))
 
 
+def check_same_captions(tables: Sequence[Path]) -> None:
+    """Raise `ValueError` if a clip has one caption in one table and another in the next: their rows are of other pairs.
+
+    For tables that list every clip with one caption. Those without captions, and spaces around them, do not matter.
+    """
+    first: dict[str, tuple[Path, int, str]] = {}
+    for table in tables:
+        rows = read_rows(table)
+        file_column, differing = column_of(rows, FILE_COLUMNS, table), []
+        for line, row in rows:
+            text = row.get("text")
+            if isinstance(text, str) and text.strip():
+                other = first.setdefault(row.get(file_column), (table, line, text))
+                differing += [(line, row[file_column], text, other)] * (other[2].strip() != text.strip())
+        if differing:
+            line, name, text, (other_table, other_line, other_text) = differing[0]
+            more = f" (and so on: {len(differing)} rows)" if len(differing) > 1 else ""
+            raise ValueError(
+                f"'{table}', line {line}: '{name}' has the caption '{text}', but in '{other_table}', line {other_line}, "
+                f"'{other_text}'{more}; the tables must be of the same pairs"
+            )
+
+
 def evaluate(predictions: Path, ratings: Path, resamples: int = 1000) -> tuple[Evaluation, np.ndarray, np.ndarray]:
     """
     Args:
@@ -140,17 +167,32 @@ def evaluate(predictions: Path, ratings: Path, resamples: int = 1000) -> tuple[E
         The evaluation, and the predictions and mean ratings it is of, `[clips]` each, in the order of `ratings`.
 
     Raises:
-        ValueError: if a rated pair has no prediction (its absence would make another test set), or none is rated.
+        ValueError: if a rated pair has no prediction (its absence would make another test set), fewer than two are rated, or
+            a clip's caption is not the same in both tables.
     """
     by_text = has_captions(predictions) or has_captions(ratings)
+    if not by_text:
+        check_same_captions([ratings, predictions])
     predicted, rated = read_predictions(predictions, by_text), read_ratings(ratings, by_text)
     if missing := [key for key in rated if key not in predicted]:
         raise ValueError(
             f"'{predictions}' lacks {len(missing)} of the {len(rated)} pairs in '{ratings}', among them "
             f"{shown(missing)}; score them all"
         )
+    if len(rated) < 2:
+        raise ValueError(f"'{ratings}' rates {len(rated)} pair: at least 2 are needed to correlate")
+    if unrated := [key for key in predicted if key not in rated]:
+        logger.warning(
+            f"{len(unrated)} of the {len(predicted)} predictions have no rating in '{ratings}' and are left out, the first "
+            f"{shown(unrated[:1])}"
+        )
     scores = np.array([predicted[key] for key in rated])
     means = np.array([rating.mean for rating in rated.values()])
+    if means.min() < 0 or means.max() > 10:
+        logger.warning(
+            f"the ratings in '{ratings}' run from {means.min():g} to {means.max():g}, where 0 to 10 is expected: the MSE means "
+            "little; rescale them"
+        )
     evaluation = Evaluation(alignment_metrics(scores, means), len(rated))
     if resamples:
         evaluation.intervals = bootstrap_intervals(scores, means, resamples)

@@ -7,7 +7,8 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -59,13 +60,26 @@ def check_suffix(path: Path) -> None:
         raise ValueError(f"'{path}' must end in .csv or .jsonl")
 
 
+def check_inputs(tables: Sequence[Path], output: Path | None = None) -> None:
+    """Raise `ValueError` if a table is given twice, or `output` is one of them."""
+    seen = set()
+    for table in tables:
+        if table.resolve() in seen:
+            raise ValueError(f"the table '{table}' is given twice")
+        seen.add(table.resolve())
+    if output is not None and output.resolve() in seen:
+        raise ValueError(f"'{output}' would overwrite one of the tables that are read; choose another --output")
+
+
 def stream_rows(table: Path) -> Iterator[tuple[int, dict]]:
     """CSV (with a header) or JSONL -> `(line number, row)`, one by one. Fields beyond a CSV's header stand under `None`.
 
     Raises:
-        FileNotFoundError: if there is no such table.
-        ValueError: if it is in another format, or a line cannot be parsed.
+        FileNotFoundError, IsADirectoryError: if there is no such table.
+        ValueError: if it is in another format, a column has another's name, or a line cannot be parsed.
     """
+    if table.is_dir():
+        raise IsADirectoryError(f"'{table}' is a folder, not a table (.csv, .jsonl)")
     if not table.is_file():
         raise FileNotFoundError(f"no table at '{table}'")
     check_suffix(table)
@@ -87,6 +101,9 @@ def read_rows(table: Path) -> list[tuple[int, dict]]:
 def _stream_csv(file: TextIO, table: Path) -> Iterator[tuple[int, dict]]:
     reader = csv.DictReader(file, strict=True)
     try:
+        names = [name for name in reader.fieldnames or () if name]
+        if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise ValueError(f"'{table}', line 1: the column {repeated[0]} occurs twice; rename or remove one")
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
@@ -197,7 +214,7 @@ def pair_problem(row: dict, file_column: str) -> str | None:
 
 def locate_audio(name: str, audio_dir: Path) -> str | Path:
     """Where a table's file is: http(s) URLs as they are, other names under `audio_dir` unless absolute."""
-    return name if name.startswith(("http://", "https://")) else audio_dir / name
+    return name if re.match("https?://", name, re.IGNORECASE) else audio_dir / name
 
 
 def header_problem(audio: str | Path) -> str | None:
@@ -241,8 +258,12 @@ def write_scores(output: Path, rows: Iterable[tuple[str, str, float]], with_text
 
 
 def write_problems(rejected: Path, problems: list[Problem]) -> None:
-    """Write rows as they came, with line number and reason in front, as CSV: mend them and score that file."""
+    """Write rows as they came, with line number and reason in front, as CSV: mend them and score that file.
+
+    The line and reason of rows that were rejected before give way to the new ones.
+    """
     columns = list(dict.fromkeys(name for problem in problems for name in problem.row if name is not None))
+    columns = [name for name in columns if name not in ("line", "reason")]
     with rejected.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["line", "reason", *columns])
