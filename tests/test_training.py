@@ -495,7 +495,8 @@ def test_clips_that_only_fail_in_decoding_are_named_before_training(cache, task,
 )
 def test_mistakes_are_told_before_any_training(options, message, task, tmp_path):
     equal = task.folder / "equal.csv"
-    equal.write_text("wav_file_name,text,average_score\n0.wav,Rain,7\n1.wav,Rain,7\n")
+    rows = (task.folder / "ratings.csv").read_text().splitlines()
+    equal.write_text("\n".join([rows[0], *(row.rpartition(",")[0] + ",7" for row in rows[1:])]))
     tables = {"TRAIN": task.folder / "ratings.csv", "EQUAL": equal}
     options = {name: tables.get(value, value) for name, value in options.items()}
     with pytest.raises((ValueError, OSError), match=message):
