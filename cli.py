@@ -590,7 +590,11 @@ def demo(
 
     logging.disable_progress_bar()  # of loading weights
     logging.set_verbosity_error()
-    run = run_demo(out, quick, seed)
+    try:
+        run = run_demo(out, quick, seed)
+    except KeyboardInterrupt as error:
+        typer.echo("\ninterrupted: the same command goes on after the last finished step", err=True)
+        raise typer.Exit(130) from error
     typer.echo(
         f"\nSRCC, ours with 95 % confidence intervals (simulated ratings; the paper's are people's):\n\n{format_table(run)}"
     )
