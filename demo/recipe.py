@@ -337,9 +337,8 @@ def claim(out: Path, settings: dict) -> None:
     if marker.is_file():
         earlier = json.loads(marker.read_text())
         if earlier != settings:
-            raise FileExistsError(
-                f"'{out}' holds the demo run of {spelled(earlier)}, not of {spelled(settings)}; choose another --out, or delete it"
-            )
+            runs = f"the demo run of {spelled(earlier)}, not of {spelled(settings)}"
+            raise FileExistsError(f"'{out}' holds {runs}; choose another --out, or delete it")
         return
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"'{out}' is a file; --out names a folder")
