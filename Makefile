@@ -3,7 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-space lint format docs docs-check clean
+.PHONY: install demo test test-space lint format docs docs-check clean
+
+install: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(VENV)/bin/xacle demo --out demo_output

@@ -1,9 +1,10 @@
 """The one command, `xacle`: a thin door to the rooms behind it. Heavy imports wait until a sub-command needs them."""
 
+import re
 import sys
 from contextlib import contextmanager
 from enum import Enum
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Annotated
 
@@ -603,10 +604,12 @@ def push(
         raise typer.BadParameter(f"must be FILE=CAPTION, got {bad[0]!r}", param_hint="--example")
     if "/" not in repo_id:
         raise typer.BadParameter(f"must be owner/name, got {repo_id!r}", param_hint="REPO_ID")
+    if show_card and not dry_run:
+        raise typer.BadParameter("goes with --dry-run, which uploads nothing", param_hint="--show-card")
     if not dry_run:
         check_token()
     pairs = [(file, caption) for file, _, caption in examples]
-    publication = prepare(folder, repo_id, license, accept_license or dry_run, dataset or (), pairs, card)
+    publication = prepare(folder, repo_id, license, accept_license or dry_run, dataset or (), pairs, card, revision)
     if not dry_run:
         typer.echo(upload(publication, private or None, revision, commit_message).commit_url)
         return
@@ -616,7 +619,7 @@ def push(
     typer.echo(f"{sum(sizes.values()):>14,}  bytes in {len(sizes)} files, to {repo_id} ({revision or 'main'})")
     typer.echo(f"license: {publication.terms.license_name or publication.terms.license}")
     for notice in publication.terms.notices:
-        typer.echo(f"needs --accept-license: {notice}")
+        typer.echo(f"{'accepted' if accept_license else 'needs --accept-license'}: {notice}")
     if publication.left_out:
         typer.echo(f"not uploaded: {', '.join(publication.left_out)}")
     if show_card:
@@ -642,7 +645,11 @@ def demo(
 
     logging.disable_progress_bar()  # of loading weights
     logging.set_verbosity_error()
-    run = run_demo(out, quick, seed)
+    try:
+        run = run_demo(out, quick, seed)
+    except KeyboardInterrupt as error:
+        typer.echo("\ninterrupted: the same command goes on after the last finished step", err=True)
+        raise typer.Exit(130) from error
     typer.echo(
         f"\nSRCC, ours with 95 % confidence intervals (simulated ratings; the paper's are people's):\n\n{format_table(run)}"
     )
@@ -660,7 +667,8 @@ def serve_page(
 ):
     """Serve a page to upload or record sounds and rank captions.
 
-    It also shows the spectrogram, and for long sounds the rating of each 10 s. It needs `pip install 'xacle[space]'`.
+    It also shows the spectrogram, and for long sounds the rating of each 10 s. It needs `pip install -e '.[space]'`
+    in the clone.
 
     `xacle app --model DIR`
     """
@@ -676,6 +684,15 @@ app.add_typer(convert_app, name="convert", rich_help_panel=START)
 app.add_typer(train_app, name="train", rich_help_panel=TRAIN)
 
 
+def extra_of(module: str) -> str | None:
+    """The optional dependencies of xacle (`train`, `plot` ...) that a module belongs to."""
+    for requirement in requires("xacle"):
+        found = re.match(r"""([\w.-]+)[^;]*;\s*extra == ["'](\w+)""", requirement)
+        if found and found[1].replace("-", "_") == module.partition(".")[0]:
+            return found[2]
+    return None
+
+
 def main():
     """Run the command; what the user can mend is told in one line, without a traceback."""
     try:
@@ -684,8 +701,9 @@ def main():
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
-        extras = "training needs `pip install 'xacle[train]'`, plots 'xacle[plot]', the page 'xacle[space]'"
-        typer.secho(f"error: {error}; {extras}", fg="red", err=True)
+        extra = extra_of(error.name or "")
+        advice = f"; in the clone of xacle, `pip install -e '.[{extra}]'` brings it" if extra else ""
+        typer.secho(f"error: {error}{advice}", fg="red", err=True)
         sys.exit(1)
 
 

@@ -231,7 +231,8 @@ class XacleConfig(PreTrainedConfig):
             **(kwargs.get("auto_map") or {}),
         }
         kwargs["custom_pipelines"] = {
-            "audio-text-alignment": {
+            # The Hub knows no task like this one, and shows how to load a model by the task on its card.
+            "audio-classification": {
                 "impl": "pipeline_xacle.XaclePipeline",
                 "pt": ["AutoModel"],
                 "type": "multimodal",

@@ -6,14 +6,16 @@
 
 `audio` is a whole file (wav, flac, ogg, mp3). A clip over 10 s is scored in windows of 10 s, averaged by duration; the result
 then has `windows` as well. `"parameters": {"window": "first"}` takes the first 10 s only. An audio file as the request's body
-(`Content-Type: audio/...`) needs its caption in the parameters: `{"inputs": <bytes>, "parameters": {"text": ...}}`.
+(`Content-Type: audio/...`) needs its caption in the parameters: `{"inputs": <bytes>, "parameters": {"text": ...}}`, which an
+endpoint makes of the query `?text=A+dog+barks`.
 
-What cannot be scored gives `{"error": {"item": 2, "message": "..."}}` in its place, with its number in the list, and costs no
-other item. The endpoint fetches the URLs it is given: protect it if its network must not be reached.
+What cannot be scored gives `{"error": {"item": 2, "message": "..."}}` in its place, with its number in the list, counted from
+0, and costs no other item. The endpoint fetches the URLs it is given: protect it if its network must not be reached.
 """
 
 import base64
 import binascii
+import re
 
 import torch
 from transformers import AutoModel, AutoProcessor
@@ -41,7 +43,9 @@ class EndpointHandler:
         if not isinstance(parameters, dict) or parameters.get("window", "mean") not in WINDOWS:
             return failure(None, f"'parameters' must be an object, its 'window' one of {', '.join(WINDOWS)}")
         if isinstance(inputs, (bytes, bytearray)):
-            inputs = {"audio": inputs, "text": parameters.get("text")}
+            if not parameters.get("text"):
+                return failure(None, "a file as the request's body needs its caption in parameters.text (?text=A+dog+barks)")
+            inputs = {"audio": inputs, "text": parameters["text"]}
         if isinstance(inputs, list):
             return self.score_items(inputs, parameters.get("window", "mean"))
         return self.score_items([inputs], parameters.get("window", "mean"))[0]
@@ -130,7 +134,7 @@ def sound_of(audio):
         return bytes(audio)
     if not isinstance(audio, str):
         raise ValueError(f"'audio' must be base64, a data: or http(s) URL, or bytes, got {type(audio).__name__}")
-    if audio.startswith(("http://", "https://", "data:")):
+    if re.match("https?://|data:", audio, re.IGNORECASE):
         return audio
     try:
         return base64.b64decode("".join(audio.split()), validate=True)
@@ -139,5 +143,5 @@ def sound_of(audio):
 
 
 def failure(item: int | None, message: str) -> dict:
-    """An error as JSON. `item` is its number in the list, `None` if the whole request is wrong."""
+    """An error as JSON. `item` is its number in the list, from 0, `None` if the whole request is wrong."""
     return {"error": {"item": item, "message": message}}

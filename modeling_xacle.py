@@ -490,6 +490,8 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         embeddings = next(name for name, module in self.named_modules() if module is self.model.get_input_embeddings())
         self._tied_weights_keys = {"lm_head.weight": f"{embeddings}.weight"}  # decoders name their embeddings differently
+        if config.tie_word_embeddings:
+            self._keys_to_ignore_on_save = ["lm_head.weight"]  # not saved, and not missed by Trainer when it loads the best
         self.post_init()
 
     def get_audio_states(self, input_features: torch.Tensor) -> torch.Tensor:

@@ -136,7 +136,7 @@ def open_sound(source):
     name, file = _locate(source)
     try:
         sound = sf.SoundFile(file)
-    except sf.LibsndfileError as error:
+    except (sf.LibsndfileError, TypeError) as error:  # the latter for .raw files, which have no header
         raise ValueError(_undecodable(name, error)) from error
     sound.xacle_name = name
     # libsndfile reads what there is and only notes what is missing. (Streamed wavs declare a size of 0 or 2**32 - 1.)
@@ -168,9 +168,9 @@ def _locate(source) -> tuple[str, str | io.BytesIO]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"the audio given as {len(source)} bytes", io.BytesIO(source)
     source = os.fspath(source)
-    if source.startswith("data:"):
+    if re.match("data:", source, re.IGNORECASE):
         return f"the audio given as '{source[:40]}...'", io.BytesIO(base64.b64decode(source.partition(",")[2]))
-    if source.startswith(("http://", "https://")):
+    if re.match("https?://", source, re.IGNORECASE):
         try:
             response = httpx.get(source, follow_redirects=True, timeout=URL_TIMEOUT_SECONDS)
             response.raise_for_status()
@@ -187,6 +187,10 @@ def _locate(source) -> tuple[str, str | io.BytesIO]:
 
 def _undecodable(name: str, error: Exception) -> str:
     reason = re.sub(r"^Error (: |opening .*?: )", "", str(error)).rstrip(".")
+    if reason.startswith("File does not exist"):  # what libsndfile says of an mp3 without a frame, too
+        reason = "no audio is found in it"
+    if isinstance(error, TypeError):
+        reason = "it has no header"
     return (
         f"cannot decode {name}: {reason}. It may be empty, damaged or no audio at all; "
         "wav, flac, ogg and mp3 are read (convert others, e.g. `ffmpeg -i in.m4a out.wav`)"

@@ -219,10 +219,12 @@ def convert_m2d_clap(
     if not parts["text"]:  # GTE's file is in half precision
         encoder = AutoModel.from_pretrained(text_encoder, add_pooling_layer=False, dtype=torch.float32)
         parts["text"] = encoder.state_dict()
+    text_config = AutoConfig.from_pretrained(text_encoder)
+    text_config.name_or_path = ""  # perhaps a folder of this machine, which would be published
     try:
         config = M2dClapConfig(
             audio_config=audio_config_from(parts["audio"], parts["projection"], architecture),
-            text_config=AutoConfig.from_pretrained(text_encoder),
+            text_config=text_config,
             text_pooling=text_pooling,
             checkpoint_name=checkpoint_name,
         )

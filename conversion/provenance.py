@@ -4,14 +4,19 @@
 from, trained on from, or taught by. The license is an identifier of the Hub's, or `None` where it is not recorded.
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 from huggingface_hub import metadata_load
 from transformers.utils import cached_file
 
+from xacle.scoring.clips import file_digest
+
 TMU = "Atotti/xacle-tmu-2026"  # the weights that the paper's authors published
 TMU_LICENSE = "cc-by-nc-4.0"
 NTT_EVALUATION = "ntt-evaluation"  # M2D's licence agreement, see m2d_clap/modeling.py; not one of the Hub's
+RUN_RECORD = "run.json"  # what a training run leaves beside its weights
 
 
 def weight_source(role: str, name: str | Path, license: str | None) -> dict:
@@ -34,7 +39,7 @@ def sources_of(config: dict, role: str, name: str | Path) -> list[dict]:
     """
     if config.get("weight_sources"):
         return [dict(source) for source in config["weight_sources"]]
-    license = NTT_EVALUATION if config["model_type"] == "m2d_clap" else _license_on_card(name)
+    license = NTT_EVALUATION if config["model_type"] == "m2d_clap" else license_on_card(name)
     return [weight_source(role, name, license)]
 
 
@@ -46,7 +51,7 @@ def merge_sources(*parts: list[dict]) -> list[dict]:
     return merged
 
 
-def _license_on_card(name: str | Path) -> str | None:
+def license_on_card(name: str | Path) -> str | None:
     """The license in the metadata of a folder's or repository's README.md, `None` if it does not say."""
     unreachable = ("missing_entries", "gated_repo", "connection_errors")
     try:
@@ -56,3 +61,34 @@ def _license_on_card(name: str | Path) -> str | None:
     metadata = {} if card is None else metadata_load(card) or {}
     license = metadata.get("license_name") if metadata.get("license") == "other" else metadata.get("license")
     return license if isinstance(license, str) and license != "unknown" else None
+
+
+def weights_checksum(folder: str | Path) -> str | None:
+    """`sha256:...` of a folder's safetensors, in the order of their names; `None` if it has none."""
+    digest, files = hashlib.sha256(), sorted(Path(folder).glob("*.safetensors"))
+    for file in files:
+        file_digest(file, digest)
+    return f"sha256:{digest.hexdigest()}" if files else None
+
+
+def record_of(folder: str | Path) -> dict:
+    """The record of the run that left its model in `folder`; empty if there is none, or if the weights are no longer its.
+
+    Raises:
+        ValueError: if there is one that cannot be read.
+    """
+    record = read_json(Path(folder) / RUN_RECORD)
+    return record if record and record.get("weights") == weights_checksum(folder) else {}
+
+
+def read_json(file: Path) -> dict:
+    """The object in a JSON file; empty if there is no such file. `ValueError`, naming it, if it holds none."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{file}' is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"'{file}' is damaged: it holds no JSON object")
+    return content

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from xacle.configuration_xacle import BeatsConfig, XacleConfig
 from xacle.conversion.beats import rename_beats_tensors
 from xacle.conversion.checkpoint import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
-from xacle.conversion.provenance import TMU, TMU_LICENSE, weight_source
+from xacle.conversion.provenance import TMU, TMU_LICENSE, license_on_card, weight_source
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 
@@ -169,6 +169,7 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
     text_config = AutoConfig.from_pretrained(llm)
     text_config.vocab_size = len(embeddings)
     text_config.dtype = embeddings.dtype
+    text_config.name_or_path = ""  # perhaps a folder of this machine, which would be published
     head_sizes = [
         len(tensors[name]) for name in sorted(tensors) if re.fullmatch(r"score_head\.hidden_layers\.\d\.weight", name)
     ]
@@ -182,7 +183,7 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
         score_head_hidden_sizes=head_sizes,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        weight_sources=[_source_of(source)],
+        weight_sources=[_source_of(source, folder)],
         **ids,
     )
     model = model_from_tensors(XacleForAlignmentScoring, config, tensors, str(file))
@@ -198,11 +199,12 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
     return output
 
 
-def _source_of(checkpoint: str | Path) -> dict:
-    """Of checkpoints in the authors' format, the license is known of the one they published."""
+def _source_of(checkpoint: str | Path, folder: Path) -> dict:
+    """Of checkpoints in the authors' format, the license is known of the one they published; else a card may tell it."""
     if str(checkpoint) == TMU:
         return weight_source("scorer", TMU, TMU_LICENSE)
-    return weight_source("scorer", f"{Path(checkpoint).name}, a checkpoint in the format of {TMU}", None)
+    known = license_on_card(folder if Path(checkpoint).exists() else checkpoint)
+    return weight_source("scorer", f"{Path(checkpoint).name}, a checkpoint in the format of {TMU}", known)
 
 
 def _find_checkpoint(source: str | Path) -> tuple[Path, Path]:

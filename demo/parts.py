@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import BertConfig, BertTokenizer, Qwen2Config
 
 from xacle.configuration_xacle import BeatsConfig
+from xacle.conversion.provenance import weight_source
 from xacle.demo.random_weights import tiny_config, tiny_tokenizer
 from xacle.demo.soundscapes import AXIS_OF, KINDS, SAMPLING_RATE, Scene, generator, pick, random_event, random_scene, render
 from xacle.m2d_clap.configuration import M2dClapAudioConfig, M2dClapConfig
@@ -28,6 +29,7 @@ MIX_AFTER = 0.3  # of the steps; before, each crop has one event
 AUDIBLE_DB = 25  # below the loudest frame
 LEARNING_RATE = 1.5e-3
 CLASSES = (*KINDS, *AXIS_OF)
+DEMO_LICENSE = "apache-2.0"  # made here from nothing: under the license of this code
 
 
 def small_beats_config() -> BeatsConfig:
@@ -146,6 +148,10 @@ def save_scorer(
         num_audio_tokens=num_audio_tokens,
         audio_pooling="time",
         projector_intermediate_size=192,
+        weight_sources=[
+            weight_source("audio encoder", "a small BEATs, trained on generated sounds", DEMO_LICENSE),
+            weight_source("language model", "a small Qwen2 that starts from random weights", DEMO_LICENSE),
+        ],
     )
     model = XacleForAlignmentScoring(config)
     model.model.audio_tower.load_state_dict(encoder.beats.state_dict())
@@ -177,5 +183,7 @@ def save_clap(captions: list[str], folder: Path, seed: int) -> None:
         num_attention_heads=4,
         intermediate_size=2 * audio.hidden_size,
     )
-    M2dClapModel(M2dClapConfig(audio_config=audio, text_config=text, text_pooling="mean")).save_pretrained(folder)
+    config = M2dClapConfig(audio_config=audio, text_config=text, text_pooling="mean")
+    config.weight_sources = [weight_source("teacher", "a small M2D-CLAP that starts from random weights", DEMO_LICENSE)]
+    M2dClapModel(config).save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -337,14 +337,20 @@ def claim(out: Path, settings: dict) -> None:
     if marker.is_file():
         earlier = json.loads(marker.read_text())
         if earlier != settings:
-            raise FileExistsError(
-                f"'{out}' holds a demo run with {earlier}, not {settings}; choose another --out, or delete it"
-            )
+            runs = f"the demo run of {spelled(earlier)}, not of {spelled(settings)}"
+            raise FileExistsError(f"'{out}' holds {runs}; choose another --out, or delete it")
         return
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"'{out}' is a file; --out names a folder")
+    if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"'{out}' is not empty and no earlier demo's; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps(settings) + "\n")
+
+
+def spelled(settings: dict) -> str:
+    """The command that makes such a run."""
+    return f"`xacle demo{' --quick' * settings['quick']} --seed {settings['seed']}`"
 
 
 def write_rated(file: Path, rows: list[tuple]) -> None:

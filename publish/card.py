@@ -1,6 +1,5 @@
 """The model card: `model_card.md`, filled with what the weights' folder records. What is not recorded is not claimed."""
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from xacle.conversion.provenance import read_json, record_of
 from xacle.publish.license import NOTICE_FILE, Terms
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
@@ -25,7 +25,7 @@ METRICS = {
 KINDS = {
     "scorer": ("audio-classification", "Audio-text alignment", ["audio-text-alignment", "text-to-audio", "custom_code"]),
     "captioner": ("audio-text-to-text", "Audio captioning", ["audio-captioning", "custom_code"]),
-    "teacher": ("zero-shot-audio-classification", "Audio-text similarity", ["clap", "human-clap"]),
+    "teacher": (None, "Audio-text similarity", ["clap", "human-clap"]),  # a `clap` has a pipeline, see `render_card`
 }
 # Of the training arguments, those that matter for the weights.
 ARGUMENTS = (
@@ -69,7 +69,7 @@ def render_card(
     terms: Terms,
     datasets: list[str] | None = None,
     examples: list[Example] | None = None,
-    endpoint: str = "https://huggingface.co",
+    address: str = "",
 ) -> ModelCard:
     """
     Args:
@@ -78,18 +78,23 @@ def render_card(
         repo_id: Where it is published.
         sources: What its weights derive from.
         datasets: Hub ids of what it was trained on.
+        address: Where the repository's files are, for the sounds of the examples.
     """
-    kind, run = kind_of(config), _read_json(folder / "run.json")
+    kind, run = kind_of(config), record_of(folder)
     results = measured_results(folder, run)
+    if kind == "teacher" or not run.get("calibration"):
+        results.pop("MSE", None)  # scores that are not on the ratings' scale have no distance to them
     validation, calibration = run.get("data", {}).get("validation"), run.get("calibration")
     pipeline_tag, task, tags = KINDS[kind]
+    if config["model_type"] == "clap":
+        pipeline_tag = "zero-shot-audio-classification"
     title = repo_id.rpartition("/")[2]
     metadata = ModelCardData(
         language="en",
         license=terms.license,
         license_name=terms.license_name,
         license_link=NOTICE_FILE if terms.license == "other" else None,
-        library_name="transformers",
+        library_name=None if config["model_type"] == "m2d_clap" else "transformers",
         pipeline_tag=pipeline_tag,
         base_model=_base_models(sources, run, repo_id) or None,
         tags=["audio", *tags, "xacle", "arxiv:2602.00604"],
@@ -98,7 +103,7 @@ def render_card(
         model_name=title if results else None,
         eval_results=[
             EvalResult(
-                task_type=pipeline_tag,
+                task_type=pipeline_tag or "audio-text-similarity",
                 task_name=task,
                 dataset_type=Path(validation["table"]).stem,
                 dataset_name=f"{Path(validation['table']).name} ({validation['pairs']} pairs)",
@@ -111,7 +116,7 @@ def render_card(
             for name, value in results.items()
         ]
         or None,
-        widget=_widget(examples or [], f"{endpoint}/{repo_id}/resolve/main") or None,
+        widget=_widget(examples or [], address) or None,
     )
     language_models = [source["name"] for source in sources if source["role"] == "language model"]
     template = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
@@ -130,7 +135,7 @@ def render_card(
         score_scale=config.get("score_scale"),
         score_shift=config.get("score_shift"),
         calibration=calibration,
-        chosen=_training_arguments(run).get("load_best_model_at_end"),
+        chosen="finished" in run and _training_arguments(run).get("load_best_model_at_end"),
         runs=_runs(run),
         sources=sources,
     )
@@ -144,7 +149,7 @@ def measured_results(folder: Path, run: dict) -> dict[str, float]:
     """
     measured = run.get("validation_metrics")
     if measured is None:
-        state = _read_json(folder / "trainer_state.json")
+        state = read_json(folder / "trainer_state.json")
         history = [entry for entry in state.get("log_history", []) if entry.get("step") == state["global_step"]]
         measured = {name: value for entry in history for name, value in entry.items()}
     found = {name: measured.get(f"eval_{name}") for name in METRICS}
@@ -167,7 +172,7 @@ def _widget(examples: list[Example], address: str) -> list[dict]:
         {
             "src": f"{address}/{example.path}",
             "example_title": example.text,
-            "output": [{"label": example.text, "score": round(example.score, 2)}],
+            "output": {"text": f"{example.score:.2f}"},  # a "score" would be a probability
         }
         for example in examples
     ]
@@ -206,7 +211,3 @@ def _runs(run: dict) -> list[dict]:
 def _shown(value):
     """A value without the folders of the machine it was used on."""
     return Path(value).name if isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists()) else value
-
-
-def _read_json(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -4,7 +4,6 @@ The folder itself is left as it is.
 """
 
 import fnmatch
-import json
 import re
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -14,9 +13,11 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx, validate_repo_id
+from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
+from yaml import YAMLError
 
-from xacle.conversion.provenance import sources_of
+from xacle.conversion.provenance import read_json, sources_of
 from xacle.publish.card import Example, kind_of, render_card
 from xacle.publish.license import NOTICE_FILE, Terms, terms_of
 
@@ -28,6 +29,8 @@ SETTINGS = (
     *("vocab.json", "vocab.txt", "merges.txt", NOTICE_FILE),
 )
 MODEL_TYPES = ("xacle", "clap", "m2d_clap")
+# What an earlier model may have left in a repository, and loading this one would take up.
+FOREIGN = ("adapter_*", "pytorch_model*", "handler.py", "requirements.txt")
 HANDLER_REQUIREMENTS = "transformers>=5.23\nsoundfile>=0.13\nsoxr>=0.5\n"  # what handler.py needs beside the endpoint's own
 
 
@@ -63,6 +66,7 @@ def prepare(
     datasets: Sequence[str] = (),
     examples: Sequence[tuple[str, str]] = (),
     card: Path | None = None,
+    revision: str | None = None,
 ) -> Publication:
     """Everything that publishing a folder takes, without any network.
 
@@ -73,12 +77,15 @@ def prepare(
         datasets: Hub ids of data it was trained on, for the card.
         examples: Sounds and captions to score now and show on the card; the sounds are uploaded.
         card: A README.md of your own instead of the rendered one; its `license` must be the one that holds.
+        revision: The branch it goes to, for addresses on the card; `main` if `None`.
 
     Raises:
         FileNotFoundError, ValueError: if it is no complete model folder, or may not be published like this.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
+    for dataset in datasets:
+        check_repo_id(dataset)
     config = _read_config(folder)
     files: dict[str, Path | bytes] = {file.name: file for file in _weights(folder)}
     files |= {file.name: file for name in SETTINGS if (file := folder / name).is_file()}
@@ -96,7 +103,8 @@ def prepare(
     if terms.license == "other" and NOTICE_FILE not in files:
         files[NOTICE_FILE] = ("# Licence of the weights\n\n" + "\n\n".join(terms.notices) + "\n").encode()
     if card is None:
-        text = str(render_card(folder, config, repo_id, sources, terms, list(datasets), shown, constants.ENDPOINT))
+        address = f"{constants.ENDPOINT}/{repo_id}/resolve/{revision or 'main'}"
+        text = str(render_card(folder, config, repo_id, sources, terms, list(datasets), shown, address))
     else:
         text = _own_card(card, terms)
     files["README.md"] = text.encode()
@@ -114,7 +122,7 @@ def upload(
 ) -> CommitInfo:
     """Create the repository (and the branch `revision`) if need be, and commit to it.
 
-    Weights of an earlier model, which would be loaded beside or instead of these, are deleted in the same commit.
+    What an earlier model left there, and would be loaded beside or instead of this one's, is deleted in the same commit.
 
     Raises:
         ValueError: without a token.
@@ -126,7 +134,8 @@ def upload(
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         present = api.list_repo_files(repo_id, revision=revision)
-        stale = [name for name in present if _is_weights(name) and name not in publication.files]
+        ours = (*WEIGHTS, *SETTINGS, *FOREIGN)
+        stale = [name for name in present if _matches(name, ours) and name not in publication.files]
         operations = [CommitOperationDelete(path_in_repo=name) for name in stale]
         operations += [
             CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in publication.files.items()
@@ -165,7 +174,7 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"'{repo_id}' is no name of a repository, which looks like owner/name: {error}") from error
+        raise ValueError(f"'{repo_id}' is no name on the Hub, which looks like owner/name: {error}") from error
 
 
 def check_token(token: str | None = None) -> None:
@@ -182,17 +191,19 @@ def _read_config(folder: Path) -> dict:
         raise FileNotFoundError(f"no model folder at '{folder}'")
     if (folder / "adapter_config.json").is_file():
         raise ValueError(f"'{folder}' holds a LoRA adapter without its base; train with --lora_output merged to publish it")
-    needed = ["config.json", "tokenizer_config.json"]
+    needed = ["config.json", "tokenizer_config.json", "tokenizer.json"]
+    if not (folder / "preprocessor_config.json").is_file():  # where older CLAPs have it
+        needed.append("processor_config.json")
     if missing := [name for name in needed if not (folder / name).is_file()]:
         raise ValueError(f"'{folder}' is no complete model folder: it has no {', '.join(missing)}")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     if config.get("model_type") not in MODEL_TYPES:
         raise ValueError(f"'{folder}' holds a model of type {config.get('model_type')!r}, not one of {', '.join(MODEL_TYPES)}")
     return config
 
 
-def _is_weights(name: str) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in WEIGHTS)
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -200,11 +211,19 @@ def _weights(folder: Path) -> list[Path]:
     if not index.is_file():
         if not (folder / "model.safetensors").is_file():
             raise ValueError(f"'{folder}' has no weights: no model.safetensors (pickled weights are not published)")
-        return [folder / "model.safetensors"]
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [_whole(folder / "model.safetensors")]
+    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
     if missing := [name for name in shards if not (folder / name).is_file()]:
         raise ValueError(f"'{folder}' lacks {', '.join(missing)}, which its {index.name} names")
-    return [index, *(folder / name for name in shards)]
+    return [index, *(_whole(folder / name) for name in shards)]
+
+
+def _whole(file: Path) -> Path:
+    try:
+        with safe_open(file, "pt"):
+            return file
+    except SafetensorError as error:
+        raise ValueError(f"'{file}' is damaged ({error}): save or copy it again") from error
 
 
 def _needed_code(folder: Path, config: dict) -> set[str]:
@@ -213,7 +232,7 @@ def _needed_code(folder: Path, config: dict) -> set[str]:
     references += [pipeline["impl"] for pipeline in (config.get("custom_pipelines") or {}).values()]
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
         if (folder / file).is_file():
-            references += _auto_maps(json.loads((folder / file).read_text(encoding="utf-8")))
+            references += _auto_maps(read_json(folder / file))
     if foreign := [reference for reference in references if "--" in str(reference)]:
         raise ValueError(f"'{folder}' takes its code from another repository ({foreign[0]}): save the model with its own code")
     needed, todo = set(), {f"{reference.split('.')[0]}.py" for reference in references}
@@ -247,6 +266,8 @@ def _score_examples(folder: Path, examples: Sequence[tuple[str, str]]):
     from xacle.scoring.scorer import Scorer
 
     sounds, texts = zip(*examples, strict=True)
+    if missing := [sound for sound in sounds if not Path(sound).is_file()]:
+        raise FileNotFoundError(f"no sound for an example at '{missing[0]}'")
     contents = [Path(sound).read_bytes() for sound in sounds]
     scores = Scorer.from_pretrained(folder).score(list(sounds), list(texts))
     for sound, content, text, score in zip(sounds, contents, texts, scores, strict=True):
@@ -257,7 +278,11 @@ def _own_card(file: Path, terms: Terms) -> str:
     from huggingface_hub import ModelCard
 
     text = Path(file).read_text(encoding="utf-8")
-    license = ModelCard(text).data.license
+    try:
+        license = ModelCard(text).data.license
+    except (YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the metadata at the head of '{file}' cannot be read: {reason}") from error
     if license != terms.license:
         raise ValueError(f"'{file}' says `license: {license}`, but the model is published under {terms.license}: change either")
     if missing := [notice for notice in terms.notices if notice not in text]:

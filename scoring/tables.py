@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +216,7 @@ def pair_problem(row: dict, file_column: str) -> str | None:
 
 def locate_audio(name: str, audio_dir: Path) -> str | Path:
     """Where a table's file is: http(s) URLs as they are, other names under `audio_dir` unless absolute."""
-    return name if name.startswith(("http://", "https://")) else audio_dir / name
+    return name if re.match("https?://", name, re.IGNORECASE) else audio_dir / name
 
 
 def header_problem(audio: str | Path) -> str | None:

@@ -7,7 +7,9 @@ Uploaded to the Hub, this folder is a Space, which takes the model from its vari
 
 import argparse
 import csv
+import errno
 import os
+import socket
 import sys
 from html import escape
 from pathlib import Path
@@ -29,15 +31,36 @@ PLACEHOLDER = "A dog barks twice\nRain falls on a roof"
 
 
 def read_examples(folder: Path) -> dict[str, tuple[Path, list[str]]]:
-    """A folder of sounds with `captions.csv` (`wav_file_name,text`) -> `{title: (file, captions)}`, in the table's order."""
-    examples = {}
-    if (folder / "captions.csv").is_file():
-        with (folder / "captions.csv").open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                sound = folder / row["wav_file_name"]
-                title = sound.stem.replace("_", " ").capitalize()
-                examples.setdefault(title, (sound, []))[1].append(row["text"])
+    """A folder of sounds with `captions.csv` (`wav_file_name,text`) -> `{title: (file, captions)}`, in the table's order.
+
+    Raises:
+        ValueError: if the table or one of its sounds is missing, or a row is incomplete.
+    """
+    table, examples = folder / "captions.csv", {}
+    if not table.is_file():
+        raise ValueError(f"'{folder}' is no folder of examples: it has no captions.csv with the columns wav_file_name and text")
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        for line, row in enumerate(csv.DictReader(file), 2):
+            if not row.get("wav_file_name") or not row.get("text"):
+                raise ValueError(f"'{table}', line {line}: wav_file_name or text is missing")
+            sound = folder / row["wav_file_name"]
+            if not sound.is_file():
+                raise ValueError(f"'{table}', line {line}: there is no sound '{sound}'")
+            title = sound.stem.replace("_", " ").capitalize()
+            examples.setdefault(title, (sound, []))[1].append(row["text"])
     return examples
+
+
+def check_port(port: int) -> None:
+    """Raise a ValueError if the page cannot be served at `port`: gradio tells only when the model is loaded, and not why."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            taken = getattr(error, "errno", None) == errno.EADDRINUSE
+            reason = "is taken" if taken else f"cannot be used ({getattr(error, 'strerror', error)})"
+            raise ValueError(f"port {port} {reason}; choose another --port") from error
 
 
 def introduction(model: str) -> str:
@@ -123,10 +146,16 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.model:
         sys.exit("error: no model was named; pass --model, or set XACLE_MODEL (in a Space: Settings, Variables)")
     try:
+        examples = read_examples(options.examples)
+        if options.port is not None:
+            check_port(options.port)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    try:
         rater = Rater(options.model)
     except (OSError, ValueError) as error:
-        sys.exit(f"error: '{options.model}' cannot be used: {str(error).splitlines()[0]}")
-    build_page(rater, options.model, read_examples(options.examples)).launch(
+        sys.exit(f"error: '{options.model}' cannot be used: {error}")
+    build_page(rater, options.model, examples).launch(
         server_name=options.host,
         server_port=options.port,
         allowed_paths=[str(options.examples)],

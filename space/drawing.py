@@ -17,12 +17,12 @@ FREQUENCIES = {250: "250", 1000: "1k", 4000: "4k"}  # Hz, at the spectrogram's s
 COLORS = ((13, 20, 33), (24, 66, 92), (23, 129, 128), (140, 203, 143), (254, 247, 210))  # from silent to loud
 STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120)  # seconds between marks of time
 MAX_MARKS = 6
+MAX_CUT_WINDOWS = 16  # more are too narrow to be cut by lines in the spectrogram
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
-NARROW, NARROWEST = 0.14, 0.06  # of the width: windows below have no room for a number on a phone, or anywhere
 
 
-def number(score: float) -> str:
-    return f"{score:.1f}".replace("-", MINUS)
+def number(score: float, decimals: int = 1) -> str:
+    return f"{score:.{decimals}f}".replace("-", MINUS)
 
 
 def share(score: float) -> float:
@@ -64,7 +64,7 @@ def gauge(score: float | None) -> str:
 
 def ranking(ratings: list[Rating]) -> str:
     rows = "".join(
-        f'<li><span class="xr-caption">{escape(rating.caption)}</span><span class="xr-score">{number(rating.score)}</span>'
+        f'<li><span class="xr-caption">{escape(rating.caption)}</span><span class="xr-score">{number(rating.score, 2)}</span>'
         f'<span class="xr-bar"><i style="width:{100 * share(rating.score):.1f}%"></i></span></li>'
         for rating in ratings
     )
@@ -73,15 +73,15 @@ def ranking(ratings: list[Rating]) -> str:
 
 def over_time(result: Result) -> str:
     """The spectrogram and, for a long sound, each caption's ratings beneath it on the same axis of time."""
-    seconds = result.seconds
+    seconds, unit = result.seconds, _unit(result.seconds)
     marks = "".join(
-        f'<span style="left:{100 * mark / seconds:.2f}%">{_clock(mark) if mark else "0 s"}</span>'
+        f'<span style="left:{100 * mark / seconds:.2f}%">{_clock(mark, seconds)}{"" if mark else unit}</span>'
         for mark in time_marks(seconds)
     )
     cuts = "".join(
         f'<i class="xr-cut" style="left:{100 * start / seconds:.2f}%"></i>'
-        for start, end in result.spans[1:]
-        if (end - start) / seconds >= NARROWEST
+        for start, _ in result.spans[1:]
+        if len(result.spans) <= MAX_CUT_WINDOWS
     )
     side = "".join(f'<span style="bottom:{100 * _height(hertz):.1f}%">{label}</span>' for hertz, label in FREQUENCIES.items())
     windows = "".join(_windows(rating, result) for rating in result.ratings) if len(result.spans) > 1 else ""
@@ -94,19 +94,15 @@ def over_time(result: Result) -> str:
 
 
 def _windows(rating: Rating, result: Result) -> str:
-    bars = ""
+    """A caption's ratings over time: as bars on the spectrogram's axis, and as text."""
+    bars = rows = ""
     for (start, end), score in zip(result.spans, rating.windows, strict=True):
-        width = (end - start) / result.seconds
-        narrow = " xr-narrow" if width < NARROW else ""
-        label = number(score) if width >= NARROWEST else ""
-        said = f"{_clock(start)} to {_clock(end)}: {number(score)}"
-        bars += (
-            f'<span class="xr-window{narrow}" style="width:{100 * width:.3f}%" title="{said}">'
-            f'<span><i style="height:{100 * share(score):.1f}%"></i></span><b>{label}</b></span>'
-        )
+        width, height, shown = 100 * (end - start) / result.seconds, 100 * share(score), number(score, 2)
+        span = f"{_clock(start, result.seconds)}{DASH}{_clock(end, result.seconds)}{_unit(result.seconds)}"
+        bars += f'<span style="width:{width:.3f}%" title="{span}: {shown}"><i style="height:{height:.1f}%"></i></span>'
+        rows += f"<li><span>{span}</span> <b>{shown}</b></li>"
     caption = f'<p class="xr-caption">{escape(rating.caption)}</p>' if len(result.ratings) > 1 else ""
-    said = ", ".join(map(number, rating.windows))
-    return f'{caption}<div class="xr-windows" role="img" aria-label="Ratings of the windows: {said}">{bars}</div>'
+    return f'{caption}<div class="xr-windows" aria-hidden="true">{bars}</div><ol class="xr-numbers" role="list">{rows}</ol>'
 
 
 def spectrogram(fbank: np.ndarray) -> str:
@@ -137,9 +133,17 @@ def _height(hertz: float) -> float:
     return (here - low) / (high - low)
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}" if seconds >= 60 else f"{seconds:.3g}"
+def _clock(time: float, duration: float) -> str:
+    """A time in seconds, as minutes and seconds if the sound lasts a minute or more."""
+    if _unit(duration):
+        return f"{time:.3g}"
+    minutes, seconds = divmod(round(time, 1), 60)
+    return f"{minutes:.0f}:{seconds:04.1f}".removesuffix(".0")
+
+
+def _unit(duration: float) -> str:
+    return " s" if duration < 60 else ""
 
 
 def _duration(seconds: float) -> str:
-    return f"{_clock(seconds)} min" if seconds >= 60 else f"{seconds:.1f} s"
+    return f"{seconds:.1f} s" if _unit(seconds) else f"{_clock(seconds, seconds)} min"

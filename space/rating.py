@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, PreTrainedConfig
 
 MAX_CAPTIONS = 20
 MAX_SECONDS = 600.0  # a window of 10 s takes seconds on a small CPU
 MIN_SECONDS = 0.1
 SILENCE = 1e-4  # peak, of full scale: -80 dB
+TEACHERS = ("clap", "m2d_clap")
 UNCALIBRATED = 5.0  # scale and shift of a model that was never calibrated
 
 
@@ -83,9 +84,13 @@ class Rater:
             raise ValueError("it has no config.json")
         if not Path(model).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) is None:
             raise ValueError("there is no such folder, and it is no Hub id, which looks like owner/name")
-        config = AutoConfig.from_pretrained(model, trust_remote_code=True)
-        if config.model_type != "xacle":
-            raise ValueError(f"it is of type {config.model_type!r}, not an xacle scorer")
+        model_type = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+        if model_type in TEACHERS:
+            raise ValueError(
+                "it is a CLAP teacher, made to label training data; this page takes a scorer, which `xacle train ratings` makes"
+            )
+        if model_type != "xacle":
+            raise ValueError(f"it is of type {model_type!r}, not an xacle scorer")
         self.model, loaded = AutoModel.from_pretrained(model, trust_remote_code=True, dtype="float32", output_loading_info=True)
         if loaded["missing_keys"]:
             raise ValueError(f"it lacks the weights {', '.join(sorted(loaded['missing_keys'])[:3])}")

@@ -80,6 +80,7 @@ def test_every_way_to_hand_over_a_sound(tmp_path):
             path,
             str(path),
             f"http://127.0.0.1:{server.server_port}/sound.wav",
+            f"HTTP://127.0.0.1:{server.server_port}/sound.wav",
             content,
             bytearray(content),
             "data:audio/wav;base64," + base64.b64encode(content).decode(),
@@ -129,6 +130,22 @@ def test_broken_files_are_named(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_waveform(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"ID3nothing", bytes(5000), b"\xff\xfb\x90\x00" * 300])
+def test_a_broken_mp3_is_not_said_to_be_missing(tmp_path, content):
+    path = tmp_path / "sound.mp3"
+    path.write_bytes(content)
+    for source in (path, content):
+        with pytest.raises(ValueError, match=r"cannot decode .*: .*damaged or no audio at all") as error:
+            load_waveform(source)
+        assert "exist" not in str(error.value) and "pipe" not in str(error.value)
+
+
+def test_a_file_without_a_header_is_named(tmp_path):
+    (tmp_path / "sound.raw").write_bytes(bytes(3200))
+    with pytest.raises(ValueError, match=r"cannot decode .*sound\.raw: it has no header"):
+        load_waveform(tmp_path / "sound.raw")
 
 
 @pytest.mark.parametrize("kept", [0.33, 0.9, 0.985])

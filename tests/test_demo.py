@@ -112,7 +112,11 @@ def test_demo_does_not_write_into_folders_of_others_or_mix_two_runs(finished, tm
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):
         recipe.run_demo(tmp_path, quick=True)
-    with pytest.raises(FileExistsError, match=r"'seed': 0}, not .*'seed': 1"):
+    with pytest.raises(FileExistsError, match="is a file"):
+        recipe.run_demo(tmp_path / "thesis.txt", quick=True)
+    with pytest.raises(
+        FileExistsError, match="the demo run of `xacle demo --quick --seed 0`, not of `xacle demo --quick --seed 1`"
+    ):
         recipe.run_demo(finished[0], quick=True, seed=1)
 
 

@@ -100,7 +100,7 @@ def test_pairs_that_match_nearly_everything():
     negatives = draw_negatives(clips, captions, texts, 2.9)
     assert len(negatives) == 11_600 and (negatives.caption_index != 0).all()
     assert not np.isin(keys(negatives.clip_index, negatives.caption_index), keys(clips, captions)).any()
-    with pytest.raises(ValueError, match=r"go with nearly everything; lower negatives_per_pair, or replace_audio"):
+    with pytest.raises(ValueError, match=r"go with nearly everything; lower --negatives-per-pair, or --replace-audio"):
         wide = np.arange(5000)
         draw_negatives(
             np.concatenate([wide, wide]), np.concatenate([0 * wide, wide + 1]), [str(n) for n in range(5001)], 1, 1.0

@@ -1,6 +1,7 @@
 """Publishing: what is uploaded, under which licence, what the card claims; and the round trip over a Hub of our own."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from xacle.cli import app
 from xacle.configuration_xacle import XacleConfig
 from xacle.conversion.beats import BEATS_LICENSE
-from xacle.conversion.provenance import NTT_EVALUATION, TMU, TMU_LICENSE, sources_of, weight_source
+from xacle.conversion.provenance import NTT_EVALUATION, TMU, TMU_LICENSE, sources_of, weight_source, weights_checksum
 from xacle.conversion.tmu import convert_tmu
 from xacle.demo.random_weights import CAPTIONS, make_sound
 from xacle.publish.license import LICENSES, terms_of
@@ -107,6 +108,10 @@ def test_conversion_records_where_weights_come_from(released_folder, tmp_path, m
     assert source == {"role": "scorer", "name": f"tmu, a checkpoint in the format of {TMU}", "license": None}
     from conftest import GOLDEN
 
+    shutil.copytree(GOLDEN / "tmu", tmp_path / "downloaded")
+    (tmp_path / "downloaded/README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    folder = convert_tmu(tmp_path / "downloaded", tmp_path / "local")
+    assert XacleConfig.from_pretrained(folder).weight_sources[0]["license"] == "cc-by-nc-4.0"
     monkeypatch.setattr("xacle.conversion.tmu.snapshot_download", lambda *args, **kwargs: str(GOLDEN / "tmu"))
     published = convert_tmu(TMU, tmp_path / "published", llm=str(GOLDEN / "tmu/qwen_tiny"))
     assert XacleConfig.from_pretrained(published).weight_sources == [RELEASED]
@@ -202,6 +207,11 @@ def test_shards_are_uploaded_and_must_all_be_there(model, tmp_path):
         (lambda folder: edit_json(folder / "config.json", model_type="bert"), "of type 'bert'"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "--lora_output merged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "it has no tokenizer.json"),
+        (lambda folder: (folder / "processor_config.json").unlink(), "it has no processor_config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json' is damaged: Expecting"),
+        (lambda folder: (folder / "run.json").write_text("[]"), "run.json' is damaged: it holds no JSON object"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 1000), "model.safetensors' is damaged"),
         (lambda folder: (folder / "modeling_beats.py").unlink(), "lacks modeling_beats.py"),
         (lambda folder: (folder / "pipeline_xacle.py").unlink(), "lacks pipeline_xacle.py"),
         (
@@ -223,11 +233,17 @@ def test_the_command_says_what_is_wrong(model, tmp_path, monkeypatch):
     run = CliRunner().invoke(app, ["push", str(model), "me/model"])
     assert isinstance(run.exception, ValueError) and "no token for the Hub: log in with `hf auth login`" in str(run.exception)
     run = CliRunner().invoke(app, ["push", str(model), "me/my/model", "--dry-run"])
-    assert "'me/my/model' is no name of a repository" in str(run.exception)
+    assert "'me/my/model' is no name on the Hub" in str(run.exception)
     run = CliRunner().invoke(app, ["push", str(model), "model", "--dry-run"])
     assert run.exit_code == 2 and "must be owner/name" in run.output
     run = CliRunner().invoke(app, ["push", str(model), "me/model", "--dry-run", "--example", "dog.wav"])
     assert run.exit_code == 2 and "FILE=CAPTION" in run.output
+    run = CliRunner().invoke(app, ["push", str(model), "me/model", "--show-card"])
+    assert run.exit_code == 2 and "goes with --dry-run" in run.output
+    run = CliRunner().invoke(app, ["push", str(model), "me/model", "--dry-run", "--example", "none.wav=x"])
+    assert "no sound for an example at 'none.wav'" in str(run.exception)
+    run = CliRunner().invoke(app, ["push", str(model), "me/model", "--dry-run", "--dataset", "my ratings"])
+    assert "'my ratings' is no name on the Hub" in str(run.exception)
 
 
 def test_a_dry_run_shows_the_files_their_sizes_and_the_card(trained, tmp_path):
@@ -247,7 +263,7 @@ def test_a_dry_run_shows_the_files_their_sizes_and_the_card(trained, tmp_path):
         {
             "src": "https://huggingface.co/me/model/resolve/main/examples/my_rain.wav",
             "example_title": "Rain | falls",
-            "output": [{"label": "Rain | falls", "score": pytest.approx(float(score), abs=0.006)}],
+            "output": {"text": f"{score:.2f}"},
         }
     ]
     assert f"| [my_rain.wav](examples/my_rain.wav) | Rain \\| falls | {score:.2f} |" in card
@@ -297,14 +313,27 @@ def test_what_was_not_measured_is_not_claimed(model, tmp_path):
     record = {"stage": "stage 3: ratings", "arguments": {}, "versions": {}, "validation_metrics": {"eval_SRCC": float("nan")}}
     record |= {"base_model": "me/base", "arguments": {"ModelArguments": {"model_name_or_path": "runs/stage1"}}}
     data = {"validation": {"table": "v.csv", "pairs": 2, "checksum": None}}
-    (folder / "run.json").write_text(json.dumps({**record, "data": data}))
+    record |= {"data": data, "weights": weights_checksum(folder)}
+    (folder / "run.json").write_text(json.dumps(record))
     text = prepare(folder, "me/model").card
     assert "model-index" not in text and "did **not** fit these numbers" in text
     assert metadata_of(text)["base_model"] == ["Qwen/Qwen2.5-0.5B-Instruct", "me/base"]  # no folder that looks like a Hub id
 
+    # MSE means something on the ratings' scale only, and nothing that was measured holds for weights that came later.
+    record["validation_metrics"] = {"eval_SRCC": 0.5, "eval_MSE": 40.0}
+    (folder / "run.json").write_text(json.dumps(record))
+    assert metadata_of(prepare(folder, "me/model").card)["metrics"] == ["spearmanr"]
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    text = prepare(folder, "me/model").card
+    assert "model-index" not in text and "No record of a training run" in text
+
 
 def test_a_card_of_ones_own(model, tmp_path):
     card = tmp_path / "card.md"
+    card.write_text("---\nlicense: [mit\n---\n# Mine\n")
+    with pytest.raises(ValueError, match=r"the metadata at the head of '.*card.md' cannot be read"):
+        prepare(model, "me/model", card=card)
     card.write_text("---\nlicense: mit\n---\n# Mine\n")
     assert prepare(model, "me/model", license="mit", card=card).files["README.md"] == card.read_bytes()
     with pytest.raises(ValueError, match=r"`license: mit`, but the model is published under apache-2\.0"):
@@ -474,7 +503,13 @@ def test_branches_privacy_and_stale_weights(hub, model, tmp_path):
     assert commit["message"] == "a trial" and "model.safetensors" in commit["files"]
     assert files_on(hub, "tester/branches") == {}
 
-    old = {"model.safetensors.index.json": None, "model-00001-of-00001.safetensors": None, "notes.txt": None}
+    old = [
+        "model.safetensors.index.json",
+        "model-00001-of-00001.safetensors",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    old += ["pytorch_model.bin", "LICENSE_NOTICE.md", "notes.txt"]
     upload = "from huggingface_hub import HfApi\nfor name in sys.argv[1:]:\n" + (
         "    HfApi().upload_file(repo_id='tester/branches', path_or_fileobj=b'old', path_in_repo=name)"
     )
@@ -482,7 +517,7 @@ def test_branches_privacy_and_stale_weights(hub, model, tmp_path):
     assert push(model, "tester/branches", env=env).returncode == 0
     present = set(files_on(hub, "tester/branches"))
     assert "notes.txt" in present and "model.safetensors" in present
-    assert not {"model.safetensors.index.json", "model-00001-of-00001.safetensors"} & present
+    assert not {*old[:-1]} & present
 
     refs.write_text(json.dumps({**json.loads(refs.read_text()), "private": False}))
     refused = push(model, "tester/branches", "--private", env=env)
@@ -506,13 +541,15 @@ def test_stage_3_pushes_itself(hub, task, model, tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, env=environment(hub, tmp_path / "home"), cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-3000:]
     files = files_on(hub, "tester/stage3")
+    sha = json.loads((hub.folder / "models/tester/stage3/refs.json").read_text())["branches"]["main"]
+    assert re.search(rf"pushed: \S+{sha}", run.stderr)
     assert set(files) == set(prepare(tmp_path / "run", "tester/stage3").files)
     trained = json.loads((tmp_path / "run" / "config.json").read_text())
     assert trained["score_scale"] != 5 and json.loads(content_of(hub, files["config.json"])) == trained
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     results = ModelCard(content_of(hub, files["README.md"])).data.eval_results
     assert {result.metric_name: result.metric_value for result in results}["SRCC"] == record["validation_metrics"]["eval_SRCC"]
-    commits, sha = [], json.loads((hub.folder / "models/tester/stage3/refs.json").read_text())["branches"]["main"]
+    commits = []
     while sha:
         commits.append(json.loads((hub.folder / f"models/tester/stage3/{sha}.json").read_text()))
         sha = commits[-1]["parent"]
@@ -527,7 +564,7 @@ def test_stage_3_pushes_itself(hub, task, model, tmp_path):
     [
         ({"hub_license": "mine"}, "knows no license"),
         ({"hub_strategy": "checkpoint"}, "--hub_strategy must be end or every_save"),
-        ({"hub_model_id": "a/b/c"}, "no name of a repository"),
+        ({"hub_model_id": "a/b/c"}, "no name on the Hub"),
         ({"lora_r": 2, "lora_output": "adapter"}, "--lora_output merged"),
     ],
 )

@@ -77,7 +77,7 @@ import numpy as np, soundfile as sf, torch
 from transformers import AutoModel, AutoProcessor, pipeline
 folder, short, long = sys.argv[1:]
 scorer = pipeline(model=folder, trust_remote_code=True)
-assert scorer.task == "audio-text-alignment" and scorer([]) == []
+assert scorer.task == "audio-classification" and scorer([]) == []
 pair = {"audio": short, "text": "Rain falls"}
 one = scorer(pair)
 array = {"audio": sf.read(short)[0], "sampling_rate": 16000, "text": "Rain falls"}

@@ -354,7 +354,7 @@ def test_an_interrupted_table_keeps_what_is_done(tiny_folder, wav_dir, tmp_path)
 
 
 def test_a_url_in_a_table_is_fetched(tiny_folder, tmp_path):
-    missing = "http://127.0.0.1:9/sound.wav"  # nothing listens there
+    missing = "HTTP://127.0.0.1:9/sound.wav"  # nothing listens there
     table = write_table(tmp_path / "pairs.csv", [(missing, "Rain")])
     result = command("score", "--model", tiny_folder, "--input", table, "--output", tmp_path / "scores.csv")
     assert result.returncode == 1

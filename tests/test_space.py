@@ -3,6 +3,8 @@
 import base64
 import csv
 import io
+import json
+import math
 import os
 import re
 import shutil
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 from conftest import ROOT
+from hub_server import Store
 from huggingface_hub.repocard import metadata_load
 from PIL import Image
 
@@ -27,6 +30,7 @@ from xacle.scoring.scorer import Scorer
 
 SPACE = ROOT / "space"
 HAS_GRADIO = find_spec("gradio") is not None
+needs_gradio = pytest.mark.skipif(not HAS_GRADIO, reason="gradio is not installed: `make test-space`")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +122,15 @@ def test_a_model_that_cannot_be_used_is_an_error(model):
         Rater(model)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "reason"), [("clap", "CLAP teacher"), ("m2d_clap", "CLAP teacher"), ("bert", "of type 'bert'")]
+)
+def test_other_models_are_no_scorers(tmp_path, model_type, reason):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ValueError, match=f"{reason}.* scorer"):
+        Rater(str(tmp_path))
+
+
 def test_a_captioner_is_no_scorer(make_scorer, processor, tmp_path):
     from xacle.modeling_xacle import XacleForConditionalGeneration
 
@@ -131,19 +144,36 @@ def test_a_captioner_is_no_scorer(make_scorer, processor, tmp_path):
 
 
 def result_of(*scores: float, windows: int = 1) -> Result:
-    ratings = [Rating(f"<b>{score}</b>", score, [score] * windows) for score in scores]
+    ratings = [Rating(f"<em>{score}</em>", score, [score] * windows) for score in scores]
     spans = [(10.0 * index, 10.0 * index + 10) for index in range(windows)]
     return Result("a&b.wav", spans, ratings, np.full((100 * windows, 128), 12.0), ["1 < 2"])
 
 
 def test_a_drawing_shows_all_there_is_and_escapes_it():
     page = draw_result(result_of(7.25, -1.0, windows=3))
-    assert "<b>7.25" not in page and "&lt;b&gt;7.25&lt;/b&gt;" in page and "a&amp;b.wav" in page and "1 &lt; 2" in page
-    assert re.findall(r'xr-score">([^<]+)<', page) == ["7.2", "\N{MINUS SIGN}1.0"]
-    assert page.count('class="xr-window') == 2 + 6 and "30.0 s" in page
+    assert "<em>" not in page and "&lt;em&gt;7.25&lt;/em&gt;" in page and "a&amp;b.wav" in page and "1 &lt; 2" in page
+    assert re.findall(r'xr-score">([^<]+)<', page) == ["7.25", "\N{MINUS SIGN}1.00"]
+    assert page.count('class="xr-windows') == 2 and page.count("<li><span>0\N{EN DASH}10 s</span>") == 2 and "30.0 s" in page
     single = draw_result(result_of(7.25))
-    assert "xr-ranking" not in single and "xr-window" not in single
+    assert "xr-ranking" not in single and "xr-windows" not in single
     assert "&lt;script&gt;" in draw_problem("<script>")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "first", "last"),
+    [
+        (20.5, "0-10 s", "20-20.5 s"),
+        (59.9, "0-10 s", "50-59.9 s"),
+        (95, "0:00-0:10", "1:30-1:35"),
+        (600, "0:00-0:10", "9:50-10:00"),
+    ],
+)
+def test_each_window_of_a_long_sound_has_its_rating_in_text(seconds, first, last):
+    result = result_of(6.604, 6.596, windows=math.ceil(seconds / 10))
+    result.spans[-1] = (result.spans[-1][0], seconds)
+    rows = re.findall(r"<li><span>([^<]+)</span> <b>([^<]+)</b></li>", draw_result(result).replace("\N{EN DASH}", "-"))
+    assert len(rows) == 2 * len(result.spans)
+    assert rows[0] == (first, "6.60") and rows[len(result.spans) - 1] == (last, "6.60")
 
 
 @pytest.mark.parametrize(("score", "filled"), [(0.0, "0.0000"), (4.5, "0.4500"), (12.0, "1.0000"), (-3.0, "0.0000")])
@@ -189,13 +219,54 @@ def test_every_example_can_be_rated(rater):
         assert len(rater.rate(str(SPACE / "examples" / name), "\n".join(captions)).ratings) == len(captions)
 
 
-def test_the_command_says_what_is_missing():
+def refused(*arguments, env=None) -> str:
+    """What `xacle app` says when it cannot serve a page."""
     result = subprocess.run(
-        [sys.executable, "-m", "xacle.cli", "app", "--model", "no-such-model"], capture_output=True, text=True, cwd=ROOT.parent
+        [sys.executable, "-m", "xacle.cli", "app", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT.parent,
+        env={**os.environ, **(env or {})},
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    expected = "'no-such-model' cannot be used: there is no such folder" if HAS_GRADIO else "pip install 'xacle[train]'"
-    assert expected in result.stderr
+    return result.stderr
+
+
+def test_the_command_says_what_is_missing():
+    expected = "'no-such-model' cannot be used: there is no such folder" if HAS_GRADIO else "pip install -e '.[space]'"
+    message = refused("--model", "no-such-model")
+    assert expected in message and "[train]" not in message
+
+
+@needs_gradio
+def test_examples_that_are_not_there_are_refused(tmp_path):
+    from app import main
+
+    with pytest.raises(SystemExit, match="none' is no folder of examples"):
+        main(["--model", "x", "--examples", str(tmp_path / "none")])
+    for row, reason in [("dog.wav,A dog barks", "there is no sound '.*dog.wav'"), ("dog.wav", "text is missing")]:
+        (tmp_path / "captions.csv").write_text(f"wav_file_name,text\n{row}\n")
+        with pytest.raises(SystemExit, match=rf"captions\.csv', line 2: .*{reason}"):
+            main(["--model", "x", "--examples", str(tmp_path)])
+
+
+@needs_gradio
+def test_a_taken_port_is_refused():
+    from app import main
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        with pytest.raises(SystemExit, match=f"port {port} is taken; choose another --port"):
+            main(["--model", "x", "--port", port])
+    with pytest.raises(SystemExit, match="port 70000 cannot be used"):
+        main(["--model", "x", "--port", "70000"])
+
+
+@needs_gradio
+def test_a_private_model_needs_a_token(hub, tmp_path):
+    Store(hub.folder).create("tester/page", private=True)
+    message = refused("--model", "tester/page", env=hub.env(tmp_path, token=None))
+    assert "'tester/page' cannot be used" in message and "hf auth login" in message
 
 
 # --- In a browser --------------------------------------------------------------------------------------------------------
@@ -293,7 +364,10 @@ def test_a_long_sound_on_a_phone_in_the_dark(visit, long_sound):
     page.fill("#captions textarea", "<b>A siren</b> ${1+1} {{value}}")
     page.click("#rate")
     page.wait_for_selector(".xr-windows")
-    assert page.locator(".xr-window").count() == 3 and page.locator(".xr-ranking").count() == 0
+    assert page.locator(".xr-windows span").count() == 3 and page.locator(".xr-ranking").count() == 0
+    numbers = page.locator(".xr-numbers").get_by_role("listitem")
+    assert numbers.locator("span").all_inner_texts() == [f"{span} s" for span in ("0\u201310", "10\u201320", "20\u201325")]
+    assert all(number.is_visible() and number.inner_text() for number in numbers.locator("b").all())
     assert page.locator(".xr-best .xr-caption").inner_text() == "<b>A siren</b> ${1+1} {{value}}"
     assert "3 windows" in page.locator(".xr-notes").inner_text() and "long walk.wav" in page.locator("#result").inner_text()
     page.wait_for_function("document.getElementById('result').getBoundingClientRect().top < 0.5 * innerHeight")

@@ -377,7 +377,8 @@ def test_resuming_with_other_settings_is_refused_and_leaves_the_record_alone(tas
     arguments = task.arguments(tmp_path / "run", num_train_epochs=1)
     stage3_ratings.main(arguments)
     record = (tmp_path / "run" / "run.json").read_text()
-    for change in (["--learning_rate", "0.25"], ["--lora_r", "2"], ["--seed", "7"]):
+    changes = (["--learning_rate", "0.25"], ["--lora_r", "2"], ["--seed", "7"], ["--num_train_epochs", "3.0"])
+    for change in (*changes, ["--warmup_steps", "3.0"], ["--max_grad_norm", "0.5"]):
         with pytest.raises(ValueError, match=rf"cannot be continued: .*{change[0][2:]}: .*, now {change[1]}"):
             stage3_ratings.main([*arguments, "--resume_from_checkpoint", "last", *change])
     assert (tmp_path / "run" / "run.json").read_text() == record
@@ -458,8 +459,9 @@ def test_clips_that_only_fail_in_decoding_are_named_before_training(cache, task,
         stage3_ratings.main(task.arguments(tmp_path / "run", **{**options, "on_error": "stop"}))
     stage3_ratings.main(task.arguments(tmp_path / "run", **options))
     with (tmp_path / "run" / "rejected_train.csv").open(newline="") as file:
-        rejected = [(row["line"], row["wav_file_name"], row["text"]) for row in csv.DictReader(file)]
-    assert rejected == [("34", "nan.wav", "Rain"), ("35", "missing.wav", "Rain"), ("36", "nan.wav", "Hail")]
+        rejected = [(row["line"], row["wav_file_name"], row["text"], row["average_score"]) for row in csv.DictReader(file)]
+    found = [("34", "nan.wav", "Rain", "5.0"), ("35", "missing.wav", "Rain", "5"), ("36", "nan.wav", "Hail", "2.0")]
+    assert rejected == found
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["train"]["pairs"] == 32
     table.write_text((task.folder / "ratings.csv").read_text() + "nan.wav,Rain,5\n")
     with pytest.raises(ValueError, match=r"line 34: .*nan\.wav.* holds NaN"):
@@ -477,6 +479,10 @@ def test_clips_that_only_fail_in_decoding_are_named_before_training(cache, task,
         ({"model_config": "{broken"}, "must be JSON"),
         ({"model_config": '{"projector_type": "mlp"}'}, "projector_type"),
         ({"validation_file": "TRAIN"}, "16 of 16 validation clips are also trained on"),
+        ({"model_config": '{"temperature": 0.5}'}, "--model_config: XacleConfig has no field temperature"),
+        ({"model_config": '{"text_config": {}}'}, "--model_config: text_config come"),
+        ({"train_file": "EQUAL"}, r"all labels of '.*equal\.csv' are equal \(7\.0\): nothing can be ranked"),
+        ({"validation_audio_dir": "nowhere"}, r"is the audio folder right\? It is 'nowhere' \(--validation_audio_dir\)"),
         ({"resume_from_checkpoint": "nowhere"}, "no checkpoint at 'nowhere'"),
         ({"metric_for_best_model": "loss"}, "must be one of SRCC, LCC, KTAU, MSE"),
         ({"report_to": "wandb"}, "--report_to wandb: .*wandb"),
@@ -488,9 +494,14 @@ def test_clips_that_only_fail_in_decoding_are_named_before_training(cache, task,
     ],
 )
 def test_mistakes_are_told_before_any_training(options, message, task, tmp_path):
-    options = {name: task.folder / "ratings.csv" if value == "TRAIN" else value for name, value in options.items()}
+    equal = task.folder / "equal.csv"
+    rows = (task.folder / "ratings.csv").read_text().splitlines()
+    equal.write_text("\n".join([rows[0], *(row.rpartition(",")[0] + ",7" for row in rows[1:])]))
+    tables = {"TRAIN": task.folder / "ratings.csv", "EQUAL": equal}
+    options = {name: tables.get(value, value) for name, value in options.items()}
     with pytest.raises((ValueError, OSError), match=message):
-        stage3_ratings.main(task.arguments(**{"output_dir": tmp_path / "run", **options}))
+        stage3_ratings.main(task.arguments(**{"output_dir": tmp_path / "runs/run", **options}))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_config_file_stands_between_the_stages_defaults_and_the_command_line(task, tmp_path):

@@ -68,22 +68,22 @@ def build_model(
 
 
 def _config_fields(given: str | dict | None) -> dict:
-    if given is None or isinstance(given, dict):
-        return given or {}
     try:
-        fields = json.loads(given)
+        fields = json.loads(given) if isinstance(given, str) else given or {}
     except json.JSONDecodeError as error:
         raise ValueError(f"--model_config must be JSON such as '{{\"projector_depth\": 2}}': {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"--model_config must be a JSON object, got {given}")
+    if unknown := fields.keys() - XacleConfig().to_dict().keys():
+        raise ValueError(f"--model_config: XacleConfig has no field {', '.join(sorted(unknown))}")
+    if parts := fields.keys() & XacleConfig.sub_configs.keys():
+        raise ValueError(f"--model_config: {', '.join(sorted(parts))} come with the audio encoder and the language model")
     return fields
 
 
 def _load(model_class, name: str, fields: dict) -> tuple[PreTrainedModel, XacleProcessor]:
     check_model_folder(name)
     config = XacleConfig.from_pretrained(name)
-    if unknown := [field for field in fields if not hasattr(config, field)]:
-        raise ValueError(f"XacleConfig has no field {', '.join(unknown)}")
     fields = {"weight_sources": sources_of(config.to_dict(), "scorer", name), **fields}
     config = XacleConfig.from_dict({**config.to_dict(), **fields})
     with _quiet():  # what is missing or left over is judged here
@@ -119,12 +119,15 @@ def assemble(
         decoder.resize_token_embeddings(len(tokenizer))
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(decoder.config, name, getattr(tokenizer, name))
+    text_config = AutoConfig.for_model(**decoder.config.to_dict())
+    for part in (encoder.config, text_config):
+        part.name_or_path = ""  # perhaps a folder of this machine, which would be published
     processor = XacleProcessor(
         XacleFeatureExtractor(), tokenizer, num_audio_tokens=fields.get("num_audio_tokens", XacleConfig.num_audio_tokens)
     )
     config = XacleConfig(
         audio_config=encoder.config,
-        text_config=AutoConfig.for_model(**decoder.config.to_dict()),
+        text_config=text_config,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         weight_sources=merge_sources(

@@ -20,6 +20,7 @@ from xacle.scoring.tables import (
     header_problem,
     locate_audio,
     pair_problem,
+    shortest,
     stream_rows,
 )
 from xacle.train.listeners import ListenerRating, pair_ratings
@@ -50,6 +51,7 @@ class PairTable:
         clip_index, caption_index: `[pairs]` int32, into `clips` and `captions`.
         lines: `[pairs]` int32, each pair's line in the table (the first, of several listeners').
         labels: `[pairs]` float32 on the 0-10 scale; `None` for captions.
+        label_column: What the labels are called in a table of pairs; `None` for captions.
         problems: Rows that were left out (`on_error="skip"`).
     """
 
@@ -61,6 +63,7 @@ class PairTable:
     caption_index: np.ndarray
     lines: np.ndarray
     labels: np.ndarray | None = None
+    label_column: str | None = None
     problems: list[Problem] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -80,15 +83,21 @@ class PairTable:
         """The table without the pairs of some clips, which join its `problems`."""
         bad = np.isin(self.clip_index, list(errors))
         problems = [
-            Problem(
-                int(self.lines[pair]),
-                str(errors[int(self.clip_index[pair])]),
-                {"wav_file_name": self.clips[self.clip_index[pair]], "text": self.captions[self.caption_index[pair]]},
-            )
+            Problem(int(self.lines[pair]), str(errors[int(self.clip_index[pair])]), self._row(pair))
             for pair in np.flatnonzero(bad)
         ]
         problems = sorted(self.problems + problems, key=lambda problem: problem.line)
         return replace(self.take(~bad), problems=problems)
+
+    def _row(self, pair: int) -> dict:
+        """A pair as a row of a table."""
+        row = {"wav_file_name": self.clips[self.clip_index[pair]], "text": self.captions[self.caption_index[pair]]}
+        if self.labels is not None:
+            label = self.labels[pair]
+            if self.label_column in PSEUDO_LABEL_COLUMNS:
+                label = (label - RATING_CENTER) / RATING_HALF_RANGE
+            row[self.label_column] = shortest(label)
+        return row
 
 
 class _StoredSound:
@@ -119,6 +128,7 @@ def read_table(
     on_error: str = "stop",
     listener_screening: float | None = None,
     listener_standardization: bool = False,
+    audio_dir_option: str = "--audio_dir",
 ) -> PairTable:
     """
     Args:
@@ -129,6 +139,7 @@ def read_table(
         on_error: `"stop"` raises on the first table with rows that cannot be used, naming them all; `"skip"` leaves those
             rows out and lists them in `problems`.
         listener_screening, listener_standardization: See [`pair_ratings`]; for tables of single listeners' ratings.
+        audio_dir_option: What the user calls `audio_dir`, for messages.
 
     Raises:
         TableError: see `on_error`; also if no row can be used.
@@ -151,8 +162,10 @@ def read_table(
         raise TableError(name, table.problems, advice, use="used")
     if table.problems and on_error == "stop":
         advice = "nothing was done; mend them, or leave them out (--on_error skip)"
+        if reader.off_scale:
+            advice = "nothing was done; rescale the column"
         if all(problem.reason.startswith("no audio file at") for problem in table.problems) and not len(table):
-            advice = f"no file was found at all: is the audio folder right? It is '{audio_dir}' (--audio_dir)"
+            advice = f"no file was found at all: is the audio folder right? It is '{audio_dir}' ({audio_dir_option})"
         raise TableError(name, table.problems, advice, use="used")
     if not len(table):
         raise TableError(name, table.problems, "no row can be used", use="used")
@@ -163,12 +176,17 @@ def read_table(
 
 def _warn_about_range(table: PairTable, label: str) -> None:
     low, high = float(table.labels.min()), float(table.labels.max())
-    if low == high and len(table) > 1:
-        logger.warning(f"all labels of {table.source} are {low:g}: nothing can be ranked")
-    elif label == "rating" and high <= 5:
+    if label == "rating" and high <= 5:
         logger.warning(
             f"the ratings of {table.source} run from {low:g} to {high:g}; if their scale is not 0 to 10, rescale them"
         )
+
+
+def check_labels(table: PairTable) -> None:
+    """Raise `ValueError` if all labels are equal, which ranks nothing."""
+    if table.labels is not None and len(table) > 1 and table.labels.min() == table.labels.max():
+        label = table._row(0)[table.label_column]
+        raise ValueError(f"all labels of '{table.source}' are equal ({label}): nothing can be ranked")
 
 
 def _open_table(source) -> tuple[str, Iterator[tuple[int, dict]], Path | None, object]:
@@ -310,5 +328,6 @@ class _Reader:
             caption_index=np.array(self.caption_index, dtype=np.int32),
             lines=np.array(self.lines, dtype=np.int32),
             labels=np.array(self.labels, dtype=np.float32) if self.label_column else None,
+            label_column=AVERAGE_COLUMNS[0] if self._per_listener else self.label_column,
             problems=sorted(self.problems, key=lambda problem: problem.line),
         )

@@ -104,7 +104,7 @@ def _hash_clip(audio, known: dict[str, tuple[list[int], str]], memory: TextIO | 
         audio = audio.read()
     if isinstance(audio, bytes):
         return _digest(audio)
-    if isinstance(audio, str) and audio.startswith(("http://", "https://")):
+    if isinstance(audio, str) and audio.lower().startswith(("http://", "https://")):
         raise ValueError(f"'{audio}' is a URL: download the clips to train on, they are read again and again")
     path = os.path.abspath(audio)
     stat = os.stat(path)

@@ -81,7 +81,7 @@ def draw_negatives(
     if count > keys.mismatched:
         raise ValueError(
             f"{pairs} pairs of {len(keys.clips)} clips and {len(keys.texts)} captions have {keys.mismatched} distinct "
-            f"mismatched pairs, and {count} are wanted; lower negatives_per_pair to {keys.mismatched / pairs:.2f} or less"
+            f"mismatched pairs, and {count} are wanted; lower --negatives-per-pair to {keys.mismatched / pairs:.2f} or less"
         )
     generator = np.random.Generator(np.random.PCG64(seed))
     more = np.sort(generator.permutation(pairs)[: count % pairs])  # the pairs that get one more than others
@@ -139,7 +139,7 @@ class _Keys:
         if len(self.clips) * len(self.texts) > MAX_ENUMERATED:
             raise ValueError(
                 f"no mismatched pairs were found for {count} rows: their clips or captions go with nearly everything; "
-                "lower negatives_per_pair, or replace_audio if few captions are shared by most clips"
+                "lower --negatives-per-pair, or --replace-audio if few captions are shared by most clips"
             )
         every = self.of(self.clips[:, None], self.texts).reshape(-1)
         left = np.flatnonzero(~_among(every, self.true) & ~_among(every, taken))

@@ -10,7 +10,7 @@ from xacle.scoring.calibration import calibrate
 from xacle.train.arguments import DataArguments, ListenerArguments, ModelArguments, RankingArguments, TrainingArguments
 from xacle.train.build import add_lora, build_model
 from xacle.train.collate import PairCollator, PairDataset
-from xacle.train.data import PairTable, read_table
+from xacle.train.data import PairTable, check_labels, read_table
 from xacle.train.run import (
     RunRecord,
     check_batches,
@@ -44,6 +44,8 @@ def train_ranking(
     """
     checkpoint = set_up(training, data)
     train, validation = read_tables(label, data, training, listeners)
+    for table in filter(None, (train, validation)):
+        check_labels(table)
 
     fields = {name: getattr(ranking, name) for name in ("freq_mask_width", "time_mask_width")}
     for name in ("listnet_temperature", "listnet_prediction_temperature"):
@@ -108,7 +110,8 @@ def read_tables(
         return train, None
     validation_label = "caption" if label == "caption" else "any"
     audio_dir = data.validation_audio_dir
-    validation = read_table(data.validation_file, audio_dir, validation_label, data.on_error)
+    option = "--validation_audio_dir"
+    validation = read_table(data.validation_file, audio_dir, validation_label, data.on_error, audio_dir_option=option)
     write_rejected(validation, training, "validation")
     if validation_label == "any" and len(validation) < 2:
         raise ValueError(f"'{validation.source}' has one usable pair; ranks need at least two")

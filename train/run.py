@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,7 @@ from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import HubStrategy, sort_checkpoints
 from transformers.utils import logging as transformers_logging
 
+from xacle.conversion.provenance import RUN_RECORD, record_of, weights_checksum
 from xacle.publish.license import terms_of
 from xacle.publish.push import check_repo_id, check_token
 from xacle.scoring.metrics import METRICS
@@ -35,17 +37,14 @@ from xacle.train.feature_cache import (
 
 logger = logging.getLogger(__name__)
 
-RUN_RECORD = "run.json"
 PATHS = ("model_name_or_path", "audio_encoder", "language_model")  # may be spelled in other ways
+# Groups of arguments that a run keeps when it is resumed, and of Trainer's those that decide what it learns.
+UNCHANGEABLE_GROUPS = ("ModelArguments", "RankingArguments", "ListenerArguments", "TeacherArguments")
 UNCHANGEABLE = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "weight_decay",
-    "optim",
-    "seed",
-    "data_seed",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last"),
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm", "weight_decay"),
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "neftune_noise_alpha"),
+    *("seed", "data_seed", "train_sampling_strategy", "bf16", "fp16", "full_determinism"),
 )
 SHOWN_METRICS = ("eval_loss", "eval_caption_SRCC", "eval_SRCC", "eval_LCC", "eval_KTAU", "eval_MSE")
 RECORDED_PACKAGES = ("xacle", "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "soundfile", "soxr")
@@ -77,18 +76,29 @@ def set_up(training: TrainingArguments, data: DataArguments, metrics: tuple[str,
     except (ImportError, RuntimeError) as error:
         raise ValueError(f"--report_to {' '.join(training.report_to)}: {error}") from error
     for flag, folder in (("output_dir", training.output_dir), ("feature_cache", data.feature_cache)):
-        try:
-            if folder != "none":
-                Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--{flag} '{folder}' cannot be made: {error.strerror}") from error
+        if folder != "none" and training.process_index == 0:
+            check_writable(flag, Path(folder))
     training.remove_unused_columns = False  # the collator reads sounds and captions, whatever the model's arguments
     training.label_names = ["labels"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    training.dataloader_num_workers = min(training.dataloader_num_workers, cores)  # more would only be in each other's way
     training.dataloader_pin_memory &= training.device.type != "cpu"
     if training.data_seed is None:
         training.data_seed = training.seed  # one order of the data for all processes
     set_seed(training.seed)  # new heads start alike in every process
     return checkpoint
+
+
+def check_writable(flag: str, folder: Path) -> None:
+    """Raise `ValueError` if a folder cannot be made or written to. What fails later leaves no empty folder behind."""
+    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        for parent in new:
+            parent.rmdir()
+    except OSError as error:
+        raise ValueError(f"--{flag} '{folder}' cannot be made: {error.strerror}") from error
 
 
 def check_license(config, training: TrainingArguments) -> None:
@@ -218,12 +228,6 @@ def _without_secrets(command: list[str]) -> list[str]:
     return shown
 
 
-def _record_in(folder: str | Path | None) -> dict | None:
-    """The record of the run that left its model in `folder`; `None` if there is none."""
-    file = Path(folder or "") / RUN_RECORD
-    return json.loads(file.read_text(encoding="utf-8")) if folder is not None and file.is_file() else None
-
-
 def _checksum(source: str | Path | None) -> str | None:
     if source is None or not Path(source).is_file():
         return None
@@ -252,7 +256,9 @@ class RunRecord(TrainerCallback):
             "command": _without_secrets(sys.argv),
             "started": _now(),
             "arguments": {
-                type(group).__name__: group.to_dict() if hasattr(group, "to_dict") else dataclasses.asdict(group)
+                type(group).__name__: _with_whole_paths(
+                    group.to_dict() if hasattr(group, "to_dict") else dataclasses.asdict(group)
+                )
                 for group in arguments
             },
             "versions": {"python": platform.python_version(), **versions},
@@ -261,15 +267,17 @@ class RunRecord(TrainerCallback):
                 for role, table in tables.items()
             },
             "base_model": None if base is None or Path(base).exists() else base,  # on the Hub
-            "base": _record_in(base),
+            "base": (record_of(base) or None) if base else None,
         }
 
     def add(self, **fields) -> None:
         self.record.update(fields)
 
-    def write(self, folder: str | Path) -> None:
+    def write(self, folder: str | Path, trained: bool = True) -> None:
+        """Write it to `folder`; with the checksum of the weights there, if these are what was `trained`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.record, indent=2, ensure_ascii=False, default=str)
+        record = {**self.record, "weights": weights_checksum(folder) if trained else None}
+        text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
         (Path(folder) / RUN_RECORD).write_text(text + "\n", encoding="utf-8")
 
     def continue_from(self, checkpoint: str) -> None:
@@ -290,7 +298,7 @@ class RunRecord(TrainerCallback):
                 changes.append(f"{role} table: {before}, now {now['table']} ({now['pairs']} pairs)")
         for group, values in json.loads(json.dumps(self.record["arguments"], default=str)).items():
             before = earlier["arguments"].get(group, {})
-            names = values if group in ("ModelArguments", "RankingArguments", "TeacherArguments") else UNCHANGEABLE
+            names = values if group in UNCHANGEABLE_GROUPS else UNCHANGEABLE
             changes += [
                 f"{name}: {before[name]}, now {values[name]}"
                 for name in names
@@ -309,7 +317,7 @@ class RunRecord(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:  # not earlier: what cannot start leaves no trace
-            self.write(args.output_dir)
+            self.write(args.output_dir, trained=False)
         if state.best_global_step and args.load_best_model_at_end:
             # Trainer forgets it if it is not where it was: the folder may have moved, or the path have been relative.
             best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
@@ -345,6 +353,14 @@ def _now() -> str:
 
 
 # --- The run -------------------------------------------------------------------------------------------------------------
+
+
+def _with_whole_paths(arguments: dict) -> dict:
+    """Arguments with the folders of models in full: they are known as such from anywhere."""
+    return {
+        name: str(Path(value).resolve()) if name in PATHS and value and Path(value).exists() else value
+        for name, value in arguments.items()
+    }
 
 
 def check_batches(pairs: int, training: TrainingArguments, source: str) -> None:
@@ -403,11 +419,13 @@ def finish(trainer: Trainer, record: RunRecord, lora_output: str = "merged", tit
     output_dir = trainer.args.output_dir
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     record.add(validation_metrics=metrics)
-    if trainer.is_world_process_zero():
-        record.write(output_dir)
     if hasattr(trainer.model, "merge_and_unload") and lora_output == "merged":
         trainer.model = trainer.model_wrapped = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-    trainer.save_model(output_dir)
+    trainer.save_model(output_dir, _internal_call=True)  # which pushes nothing: the card needs the record
+    if trainer.is_world_process_zero():
+        record.write(output_dir)
+    if trainer.args.push_to_hub:
+        trainer.upload_folder(output_dir, "Model save")
     if metrics:
         logger.info(f"{title}: " + "  ".join(f"{name[5:]} {metrics[name]:.4f}" for name in metrics if name in SHOWN_METRICS))
     logger.info(f"saved: {output_dir}")

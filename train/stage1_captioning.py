@@ -9,7 +9,7 @@ from xacle.scoring.metrics import alignment_metrics
 from xacle.train.arguments import CONFIGS, DataArguments, ModelArguments, parse_arguments
 from xacle.train.build import add_lora, build_model
 from xacle.train.collate import PairCollator, PairDataset
-from xacle.train.data import PairTable, read_table
+from xacle.train.data import PairTable, check_labels, read_table
 from xacle.train.feature_cache import ClipFeatures
 from xacle.train.ranking import read_tables
 from xacle.train.run import (
@@ -73,7 +73,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tables = {"train": train} if validation is None else {"train": train, "validation": validation}
     sentence_model = None
     if captioning.rating_file is not None:
-        tables["rated"] = read_table(captioning.rating_file, captioning.rating_audio_dir, "rating", data.on_error)
+        tables["rated"] = read_table(
+            captioning.rating_file,
+            captioning.rating_audio_dir,
+            "rating",
+            data.on_error,
+            audio_dir_option="--rating_audio_dir",
+        )
+        check_labels(tables["rated"])
         write_rejected(tables["rated"], training, "rated")
         sentence_model = load_sentence_model(captioning.sentence_model, training.device)
     model, processor = build_model(XacleForConditionalGeneration, model_arguments, freq_mask_width=0, time_mask_width=0)

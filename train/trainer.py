@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import CommitInfo
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
@@ -84,14 +85,14 @@ class XacleTrainer(Trainer):
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         self.save_model(_internal_call=True)
-        return self._upload(self.args.output_dir, commit_message, token, revision)
+        return self.upload_folder(self.args.output_dir, commit_message, token, revision)
 
     def _push_from_checkpoint(self, checkpoint_folder):
         if self.args.hub_strategy == HubStrategy.EVERY_SAVE:
             if self.record is not None and self.is_world_process_zero():
                 self.record.write(checkpoint_folder)  # the card is made of it
             try:
-                self._upload(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
+                self.upload_folder(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
             except (OSError, ValueError) as error:  # not worth the run; its end is pushed again
                 logger.warning(f"checkpoint not pushed: {error}")
 
@@ -103,14 +104,21 @@ class XacleTrainer(Trainer):
             getattr(self.args, "accept_license", False),
         )
 
-    def _upload(self, folder, message, token=None, revision=None):
+    def upload_folder(self, folder: str | Path, message: str, token=None, revision=None) -> CommitInfo | None:
+        """Upload a model folder of this run, by the process that may: `xacle push` with the run's arguments.
+
+        Raises:
+            OSError, ValueError: if it fails; the former say where the model is.
+        """
         if not self.is_world_process_zero():
             return None
         revision, token = revision or self.args.hub_revision, token or self.args.hub_token
         try:
-            return upload(self._publication(folder), None, revision, message, token)
+            commit = upload(self._publication(folder), None, revision, message, token)
         except OSError as error:
             raise OSError(f"{error}. The model is in '{folder}': publish it with `xacle push`") from error
+        logger.info(f"pushed: {commit.commit_url}")
+        return commit
 
     def get_eval_dataloader(self, eval_dataset=None):
         with self._keep_all_rows():

@@ -81,7 +81,7 @@ def pseudo_label(
         raise FileNotFoundError(f"'{output}' is a folder, or its folder does not exist; --output names a file to write")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    pairs = read_table(table, audio_dir, "caption", on_error)
+    pairs = read_table(table, audio_dir, "caption", on_error, audio_dir_option="--audio-dir")
     if not isinstance(teacher, ClapTeacher):
         teacher = ClapTeacher.from_pretrained(teacher, device)
     feature_cache.mkdir(parents=True, exist_ok=True)
