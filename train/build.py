@@ -12,7 +12,7 @@ from xacle.configuration_xacle import XacleConfig
 from xacle.conversion.provenance import merge_sources, sources_of
 from xacle.modeling_beats import BeatsModel
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
-from xacle.scoring.scorer import check_model_folder
+from xacle.scoring.scorer import check_model_folder, quiet_loading
 from xacle.train.arguments import ModelArguments
 from xacle.train.token_rows import train_token_rows
 
@@ -86,7 +86,7 @@ def _load(model_class, name: str, fields: dict) -> tuple[PreTrainedModel, XacleP
     config = XacleConfig.from_pretrained(name)
     fields = {"weight_sources": sources_of(config.to_dict(), "scorer", name), **fields}
     config = XacleConfig.from_dict({**config.to_dict(), **fields})
-    with _quiet():  # what is missing or left over is judged here
+    with quiet_loading():  # what is missing or left over is judged here
         model, loaded = model_class.from_pretrained(name, config=config, dtype="float32", output_loading_info=True)
     if missing := [key for key in sorted(loaded["missing_keys"]) if not key.startswith(("score_head.", "lm_head."))]:
         raise ValueError(f"'{name}' lacks {', '.join(missing)}")
@@ -107,11 +107,11 @@ def assemble(
     """
     if Path(audio_encoder).is_file():
         raise ValueError(f"'{audio_encoder}' is a file: convert it first, `xacle convert beats {audio_encoder} beats`")
-    with _quiet(), _named(audio_encoder):
+    with quiet_loading(), _named(audio_encoder):
         encoder, loaded = BeatsModel.from_pretrained(audio_encoder, dtype="float32", output_loading_info=True)
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"'{audio_encoder}' is no BEATs encoder, it lacks {', '.join(missing[:5])}")
-    with _quiet(), _named(language_model):
+    with quiet_loading(), _named(language_model):
         decoder = AutoModel.from_pretrained(language_model, dtype="float32", trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(language_model, trust_remote_code=False)
     tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)}, replace_extra_special_tokens=False)
@@ -141,16 +141,6 @@ def assemble(
     model.base_model.audio_tower.load_state_dict(encoder.state_dict())
     model.base_model.language_model.load_state_dict(decoder.state_dict())
     return model, processor
-
-
-@contextmanager
-def _quiet():
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from xacle.scoring.tables import (
     column_of,
     header_problem,
     locate_audio,
+    missing_folder,
     pair_problem,
     shortest,
     stream_rows,
@@ -164,8 +165,8 @@ def read_table(
         advice = "nothing was done; mend them, or leave them out (--on_error skip)"
         if reader.off_scale:
             advice = "nothing was done; rescale the column"
-        if all(problem.reason.startswith("no audio file at") for problem in table.problems) and not len(table):
-            advice = f"no file was found at all: is the audio folder right? It is '{audio_dir}' ({audio_dir_option})"
+        if not len(table):
+            advice = missing_folder(table.problems, audio_dir, audio_dir_option) or advice
         raise TableError(name, table.problems, advice, use="used")
     if not len(table):
         raise TableError(name, table.problems, "no row can be used", use="used")
