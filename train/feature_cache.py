@@ -285,7 +285,7 @@ def cache_features(
         shape = (model.config.num_audio_tokens, model.config.audio_config.hidden_size)
     else:
         extractor = processor.feature_extractor
-        shape = tuple(extractor(np.zeros(1, np.float32), sampling_rate=SAMPLING_RATE)["input_features"][0].shape)
+        shape = tuple(extractor(np.zeros(SAMPLING_RATE, np.float32), sampling_rate=SAMPLING_RATE)["input_features"][0].shape)
     cache = FeatureCache(folder / features_key(kind, processor, model, dtype), shape, dtype)
     team.gather(None)  # every process has seen the same cache before one of them adds to it
 
