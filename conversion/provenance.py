@@ -1,7 +1,8 @@
 """Where weights come from and under which licence: recorded where they enter, carried through training by the configuration.
 
 `config.weight_sources` is a list of `{"role", "name", "license"}`: what a model's weights were converted from, put together
-from, trained on from, or taught by. The license is an identifier of the Hub's, or `None` where it is not recorded.
+from, trained on from, or taught by. The license is an identifier of the Hub's, or `None` where it is not recorded. How a run
+made them stands in `run.json` beside them, with their checksum.
 """
 
 import hashlib

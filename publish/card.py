@@ -209,5 +209,5 @@ def _runs(run: dict) -> list[dict]:
 
 
 def _shown(value):
-    """A value without the folders of the machine it was used on."""
-    return Path(value).name if isinstance(value, str) and (Path(value).is_absolute() or Path(value).exists()) else value
+    """A value without the folders of the machine it was used on, which a run records in full."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -134,8 +134,8 @@ def upload(
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         present = api.list_repo_files(repo_id, revision=revision)
-        ours = (*WEIGHTS, *SETTINGS, *FOREIGN)
-        stale = [name for name in present if _matches(name, ours) and name not in publication.files]
+        taken_up = (*WEIGHTS, *SETTINGS, *FOREIGN)
+        stale = [name for name in present if _matches(name, taken_up) and name not in publication.files]
         operations = [CommitOperationDelete(path_in_repo=name) for name in stale]
         operations += [
             CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in publication.files.items()
