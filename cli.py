@@ -164,9 +164,9 @@ def score(
         raise typer.BadParameter("pass both --num-shards and --shard, or neither")
     hide_loading()
     if input is None:
-        from xacle.processing_xacle import load_waveform
+        from xacle.audio_xacle import load_waveform
+        from xacle.core.tables import shortest
         from xacle.scoring.scorer import Scorer
-        from xacle.scoring.tables import shortest
 
         if not text.strip():
             raise typer.BadParameter("the caption is empty", param_hint="--text")
@@ -175,9 +175,9 @@ def score(
             scorer = Scorer.from_pretrained(model, device, dtype.value, compiled)
         typer.echo(shortest(scorer.score([waveform], [text], batch_size, window.value)[0]))
     else:
+        from xacle.core.tables import counted
         from xacle.scoring.score_table import score_table
         from xacle.scoring.shards import Shard
-        from xacle.scoring.tables import counted
 
         part = None if shard is None else Shard(shard, num_shards)
         options = (batch_size, device, dtype.value, window.value, on_error.value, workers, part, compiled, with_text)
@@ -267,7 +267,7 @@ def explain(
     """
     if not text.strip():
         raise typer.BadParameter("the caption is empty", param_hint="--text")
-    from xacle.processing_xacle import load_waveform
+    from xacle.audio_xacle import load_waveform
     from xacle.scoring.explain import explain, explanation_plot
     from xacle.scoring.scorer import Scorer
 
@@ -302,8 +302,8 @@ def evaluate(
 
     If the ratings have a column model_id, also a system at a time.
     """
+    from xacle.core.tables import check_overwrites_none
     from xacle.scoring.evaluate import evaluate, scatter_plot, write_evaluation
-    from xacle.scoring.tables import check_overwrites_none
 
     check_overwrites_none(output, [predictions, ratings])
     evaluation, scores, means = evaluate(predictions, ratings, bootstrap)
@@ -339,8 +339,8 @@ def compare(
 
     Differences are tested by a paired t-test and a paired bootstrap over prompts, corrected for the number of pairs (Holm).
     """
+    from xacle.core.tables import check_overwrites_none
     from xacle.scoring.compare import compare, comparison_plot, tables_of, write_comparison
-    from xacle.scoring.tables import check_overwrites_none
 
     check_overwrites_none(output, tables_of(systems))
     folders = [path.resolve() for path in systems if path.is_dir()]
@@ -378,8 +378,8 @@ def caption(
 
     With a table, pred_score tells how close each caption comes to the table's text.
     """
+    from xacle.core.tables import counted
     from xacle.scoring.captions import caption_table, generate_captions, load_captioner
-    from xacle.scoring.tables import counted
 
     given = [option is not None for option in (audio, input, output)]
     if given not in ([True, False, False], [False, True, True]):
@@ -417,7 +417,7 @@ def pseudo_label(
 
     `xacle pseudo-label --teacher DIR --input captions.csv --audio-dir wav --output pseudo_labels.csv`
     """
-    from xacle.scoring.tables import counted
+    from xacle.core.tables import counted
     from xacle.train.teacher.pseudo_labels import pseudo_label
 
     negatives = (negatives_per_pair, replace_audio, seed)
@@ -559,7 +559,7 @@ def convert_m2d_clap(
     name: Annotated[str | None, typer.Option(help="Name of the released folder, if the file is no longer in it.")] = None,
 ):
     """Convert an M2D-CLAP teacher. Its weights stay under NTT's evaluation licence."""
-    from xacle.conversion.m2d_clap import convert_m2d_clap
+    from xacle.clap.m2d_conversion import convert_m2d_clap
 
     hide_loading()
     with reaching(text_encoder or "the text encoder", "--text-encoder"):

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from xacle.processing_xacle import SAMPLING_RATE, XacleProcessor, load_waveform
+from xacle.audio_xacle import SAMPLING_RATE, load_waveform
+from xacle.processing_xacle import XacleProcessor
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:

@@ -7,10 +7,11 @@ import numpy as np
 import soundfile as sf
 import torch
 
+from xacle.audio_xacle import SAMPLING_RATE
 from xacle.configuration_xacle import XacleConfig
 from xacle.demo.random_weights import tiny_config, tiny_tokenizer
 from xacle.modeling_xacle import XacleForAlignmentScoring
-from xacle.processing_xacle import SAMPLING_RATE, XacleFeatureExtractor, XacleProcessor
+from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 
 SENTENCE = "a dog barks while the rain falls on an old roof and two people talk near some passing cars"
 CAPTION_WORDS = 12

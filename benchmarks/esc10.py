@@ -24,20 +24,21 @@ from tqdm import tqdm
 from transformers import BertConfig, BertTokenizer, Qwen2Config
 from transformers.utils import logging
 
+from xacle.audio_xacle import SAMPLING_RATE
+from xacle.clap.encoder import ClapEncoder
+from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
+from xacle.clap.m2d_modeling import M2dClapModel
+from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
 from xacle.configuration_xacle import BeatsConfig
 from xacle.demo.random_weights import tiny_config, tiny_tokenizer
-from xacle.m2d_clap.configuration import M2dClapAudioConfig, M2dClapConfig
-from xacle.m2d_clap.modeling import M2dClapModel
-from xacle.m2d_clap.processing import M2dClapFeatureExtractor, M2dClapProcessor
 from xacle.modeling_beats import BeatsForAudioClassification
 from xacle.modeling_xacle import XacleForAlignmentScoring, spec_augment
-from xacle.processing_xacle import SAMPLING_RATE, XacleFeatureExtractor, XacleProcessor
+from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 from xacle.scoring.captions import generate_captions, load_captioner
 from xacle.scoring.metrics import alignment_metrics
 from xacle.scoring.scorer import Scorer
 from xacle.train import stage1_captioning, stage2_pseudo_labels, stage3_ratings
 from xacle.train.teacher import human_clap
-from xacle.train.teacher.clap import ClapTeacher
 from xacle.train.teacher.pseudo_labels import pseudo_label
 
 FAMILIES = {
@@ -250,7 +251,7 @@ def run_recipe(data: Path, out: Path, seed: int, encoder_epochs: int, effort: fl
     )
     tuned = {"num_train_epochs": epochs(20), "learning_rate": 2e-4, "max_grad_norm": 1.0}
     teacher = stage(human_clap.main, "teacher", teacher, "train_ratings", **tuned, **validated)
-    judge = ClapTeacher.from_pretrained(teacher)
+    judge = ClapEncoder.from_pretrained(teacher)
     with torch.no_grad():
         cosines = [float(judge.similarity([judge.load(data / row["wav_file_name"])], [row["text"]])) for row in test_rows]
     results["teacher"] = alignment_metrics(cosines, ratings)["SRCC"]

@@ -11,8 +11,8 @@ from transformers.utils import logging
 
 from xacle.configuration_xacle import BeatsConfig, XacleConfig
 from xacle.conversion.beats import rename_beats_tensors
-from xacle.conversion.checkpoint import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
-from xacle.conversion.provenance import TMU, TMU_LICENSE, license_on_card, weight_source
+from xacle.core.checkpoints import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
+from xacle.core.provenance import TMU, TMU_LICENSE, license_on_card, weight_source
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import BertConfig, BertTokenizer, Qwen2Config
 
+from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
+from xacle.clap.m2d_modeling import M2dClapModel
+from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
 from xacle.configuration_xacle import BeatsConfig
-from xacle.conversion.provenance import weight_source
+from xacle.core.provenance import weight_source
 from xacle.demo.random_weights import tiny_config, tiny_tokenizer
-from xacle.demo.soundscapes import AXIS_OF, KINDS, SAMPLING_RATE, Scene, generator, pick, random_event, random_scene, render
-from xacle.m2d_clap.configuration import M2dClapAudioConfig, M2dClapConfig
-from xacle.m2d_clap.modeling import M2dClapModel
-from xacle.m2d_clap.processing import M2dClapFeatureExtractor, M2dClapProcessor
 from xacle.modeling_beats import BeatsForAudioClassification
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
+from xacle.soundscapes.scenes import AXIS_OF, KINDS, SAMPLING_RATE, Scene, generator, pick, random_event, random_scene, render
 
 BATCH_SIZE = 32
 CROP_FRAMES = 320  # 3.2 s, a third of a clip: cheaper, and never the same twice

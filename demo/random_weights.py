@@ -7,9 +7,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
+from xacle.audio_xacle import SAMPLING_RATE
 from xacle.configuration_xacle import BeatsConfig, XacleConfig
 from xacle.modeling_xacle import XacleForAlignmentScoring
-from xacle.processing_xacle import SAMPLING_RATE, XacleFeatureExtractor, XacleProcessor
+from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 
 CAPTIONS = {
     "siren": "A siren rises and falls in pitch",

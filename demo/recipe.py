@@ -23,8 +23,8 @@ from xacle.demo.panel import write_corpus
 from xacle.demo.parts import save_clap, save_scorer, train_encoder
 from xacle.demo.report import format_table, write_report
 from xacle.demo.results import BLIND_CAPTION, score_systems
-from xacle.demo.soundscapes import SAMPLES, SAMPLING_RATE
 from xacle.scoring.scorer import Scorer
+from xacle.soundscapes.scenes import SAMPLES, SAMPLING_RATE
 from xacle.train import stage1_captioning, stage2_pseudo_labels, stage3_ratings
 from xacle.train.teacher import human_clap
 from xacle.train.teacher.pseudo_labels import pseudo_label

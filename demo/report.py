@@ -20,9 +20,9 @@ import soundfile as sf
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from xacle.demo.soundscapes import KINDS, Event, Scene, describe, generator
-from xacle.processing_xacle import fbank
+from xacle.audio_xacle import fbank
 from xacle.scoring.metrics import alignment_metrics
+from xacle.soundscapes.scenes import KINDS, Event, Scene, describe, generator
 
 EXAMPLES_EACH = 3  # at random, furthest off, closest
 PAPER_PARAMETERS = 0.6e9  # BEATs 90M, projector 10M, Qwen2.5-0.5B 494M

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from xacle.clap.encoder import ClapEncoder
+from xacle.core.tables import write_scores
 from xacle.demo.report import heard_scenes
-from xacle.demo.soundscapes import describe, generator
 from xacle.scoring.captions import caption_scores, generate_captions, load_captioner
 from xacle.scoring.ensemble import ensemble
 from xacle.scoring.evaluate import evaluate
 from xacle.scoring.metrics import bootstrap_intervals
 from xacle.scoring.scorer import Scorer
-from xacle.scoring.tables import write_scores
-from xacle.train.teacher.clap import ClapTeacher
+from xacle.soundscapes.scenes import describe, generator
 
 SCORED = ("validation", "test")
 BLIND_CAPTION = "A sound"
@@ -72,7 +72,7 @@ def scores_of(recipe, split: str, captions: list[str]) -> dict[str, np.ndarray]:
         key: Scorer.from_pretrained(recipe.folder(key)).score(*inputs.get(key, (sounds, texts)))
         for key in ("untrained", "stage12", "stage3", "stage23", "stage123", "audio_blind", "caption_blind")
     }
-    teacher = ClapTeacher.from_pretrained(recipe.folder("teacher"))
+    teacher = ClapEncoder.from_pretrained(recipe.folder("teacher"))
     with torch.inference_mode():
         cosines = [teacher.similarity([teacher.load(sound)], [text]) for sound, text in zip(sounds, texts, strict=True)]
     scores["teacher"] = 5 + 5 * torch.cat(cosines).numpy()
@@ -83,7 +83,7 @@ def scores_of(recipe, split: str, captions: list[str]) -> dict[str, np.ndarray]:
 class TeacherSentences:
     """The teacher's text tower in the place of a sentence model, which would be a download; see [`caption_scores`]."""
 
-    def __init__(self, teacher: ClapTeacher):
+    def __init__(self, teacher: ClapEncoder):
         self.teacher = teacher
 
     @torch.inference_mode()

@@ -18,7 +18,7 @@ from string import Template
 from transformers import Qwen2Config, Qwen2Model
 
 from xacle.configuration_xacle import XacleConfig
-from xacle.conversion.provenance import TMU, TMU_LICENSE, weight_source
+from xacle.core.provenance import TMU, TMU_LICENSE, weight_source
 from xacle.demo.panel import write_corpus
 from xacle.demo.parts import save_clap
 from xacle.demo.random_weights import CAPTIONS, save_tiny_scorer, tiny_config, tiny_processor, tiny_tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from xacle.conversion.provenance import read_json, record_of
+from xacle.core.provenance import read_json, record_of
 from xacle.publish.license import NOTICE_FILE, Terms
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"

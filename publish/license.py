@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import dataclass, field
 
-from xacle.conversion.provenance import NTT_EVALUATION, TMU
+from xacle.core.provenance import NTT_EVALUATION, TMU
 
 # Whoever keeps their notices may publish what derives from these under the licence of their choice.
 PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "zlib", "unlicense", "cc0-1.0"})

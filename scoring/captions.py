@@ -9,11 +9,12 @@ import torch
 from tqdm import tqdm
 from transformers import BatchFeature
 
+from xacle.audio_xacle import load_waveform
 from xacle.configuration_xacle import XacleConfig
+from xacle.core.loading import check_model_folder, quiet_loading, usable_device
+from xacle.core.tables import TableError, missing_folder, read_pairs, shortest
 from xacle.modeling_xacle import RATING_CENTER, RATING_HALF_RANGE, XacleForConditionalGeneration
-from xacle.processing_xacle import XacleProcessor, load_waveform
-from xacle.scoring.scorer import check_model_folder, quiet_loading, usable_device
-from xacle.scoring.tables import TableError, missing_folder, read_pairs, shortest
+from xacle.processing_xacle import XacleProcessor
 
 SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 MAX_NEW_TOKENS = 64

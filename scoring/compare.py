@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from xacle.scoring.evaluate import PREDICTION_COLUMNS, check_same_captions, has_captions, read_predictions
+from xacle.core.columns import FILE_COLUMNS, PREDICTION_COLUMNS, column_of
+from xacle.core.tables import check_distinct, name_of, number_of, read_rows
+from xacle.scoring.evaluate import check_same_captions, has_captions, read_predictions
 from xacle.scoring.plots import save_plot
 from xacle.scoring.significance import PairedTest, bootstrap_means, holm, interval, paired_test
-from xacle.scoring.tables import FILE_COLUMNS, check_distinct, column_of, name_of, number_of, read_rows
 
 MAX_SHOWN = 20  # unpaired prompts named a table
 SIGNIFICANT = 0.05

@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers.utils import logging
 
-from xacle.processing_xacle import SAMPLING_RATE, XacleFeatureExtractor, load_waveform
-from xacle.scoring.tables import is_unicode
+from xacle.audio_xacle import SAMPLING_RATE, load_waveform
+from xacle.core.tables import is_unicode
+from xacle.processing_xacle import XacleFeatureExtractor
 
 logger = logging.get_logger(__name__)
 

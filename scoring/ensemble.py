@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from xacle.core.tables import check_distinct, check_overwrites_none, check_suffix, write_scores
 from xacle.scoring.evaluate import check_same_captions, has_captions, read_predictions, shown
-from xacle.scoring.tables import check_distinct, check_overwrites_none, check_suffix, write_scores
 
 
 def rank_average(scores: np.ndarray, low: float = 0.0, high: float = 10.0) -> np.ndarray:

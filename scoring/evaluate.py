@@ -8,16 +8,12 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging
 
+from xacle.core.columns import FILE_COLUMNS, PREDICTION_COLUMNS, RATING_COLUMNS, column_of
+from xacle.core.tables import name_of, number_of, read_rows
 from xacle.scoring.metrics import METRICS, alignment_metrics, bootstrap_intervals
 from xacle.scoring.plots import save_plot
-from xacle.scoring.tables import FILE_COLUMNS, column_of, name_of, number_of, read_rows
 
 logger = logging.get_logger(__name__)
-
-PREDICTION_COLUMNS = ("pred_score", "prediction_score")  # the challenge's name; the authors' code writes the other
-# Mean ratings (the challenge's files, then its README's spelling), then one listener's.
-RATING_COLUMNS = ("average_score", "average_semantic_alignement_score", "score")
-
 
 Key = tuple[str, str | None]  # a pair: its clip, and its caption where clips have several
 

@@ -10,7 +10,7 @@ from textwrap import fill
 import numpy as np
 import torch
 
-from xacle.processing_xacle import MIN_SAMPLES, SAMPLING_RATE, fbank, load_waveform
+from xacle.audio_xacle import MIN_SAMPLES, SAMPLING_RATE, fbank, load_waveform
 from xacle.scoring.plots import save_plot
 from xacle.scoring.scorer import Scorer
 

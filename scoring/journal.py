@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from xacle.configuration_xacle import XacleConfig
-from xacle.scoring.clips import HASH_BYTES, file_digest
-from xacle.scoring.tables import Pair, shortest
+from xacle.core.clips import HASH_BYTES, file_digest
+from xacle.core.tables import Pair, shortest
 
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from xacle.core.tables import shortest
 from xacle.scoring.scorer import Scorer, check_sounds
-from xacle.scoring.tables import shortest
 
 logger = logging.get_logger(__name__)
 

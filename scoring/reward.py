@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from xacle.processing_xacle import SAMPLING_RATE
+from xacle.audio_xacle import SAMPLING_RATE
 from xacle.scoring.scorer import Scorer
 
 logger = logging.get_logger(__name__)

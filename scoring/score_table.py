@@ -10,21 +10,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from xacle.scoring.clips import same_content
+from xacle.core.clips import same_content
+from xacle.core.loading import check_model_folder, usable_device
+from xacle.core.tables import Pair, Problem, TableError, check_suffix, missing_folder, read_pairs, write_problems, write_scores
 from xacle.scoring.engine import Clip, Engine
 from xacle.scoring.journal import Journal, describe_job, read_journal
-from xacle.scoring.scorer import Scorer, check_model_folder, usable_device
+from xacle.scoring.scorer import Scorer
 from xacle.scoring.shards import Shard, device_of_process
-from xacle.scoring.tables import (
-    Pair,
-    Problem,
-    TableError,
-    check_suffix,
-    missing_folder,
-    read_pairs,
-    write_problems,
-    write_scores,
-)
 
 MANY_CLIPS = 64  # from here on files are decoded by processes of their own
 MAX_WORKERS = 8

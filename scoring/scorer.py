@@ -1,10 +1,7 @@
 """Scoring many pairs: `Scorer` loads a model folder and rates sounds against captions in batches."""
 
-import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers.utils import logging
 
-from xacle.configuration_xacle import XacleConfig
+from xacle.core.loading import DTYPES, check_model_folder, quiet_loading, usable_device
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleProcessor
 from xacle.scoring.engine import Clip, Engine, PairResult
@@ -21,53 +18,7 @@ from xacle.scoring.int8 import quantise_linears
 
 logger = logging.get_logger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
-
 STATIC_LENGTHS = 64  # a compiled language model sees rows of multiples of so many tokens
-
-
-def usable_device(device: str | None = None, dtype: str = "float32") -> torch.device:
-    """A device by name, checked with a first tensor; the best there is if `None`. Raises `ValueError` if it cannot be used."""
-    if dtype == "int8":
-        if device is not None and not device.startswith("cpu"):
-            raise ValueError(f"int8 is for CPUs, got the device '{device}'; try bfloat16 there")
-        return torch.device("cpu")
-    if device is None:
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    try:
-        if torch.device(device).type == "meta":
-            raise RuntimeError("it computes nothing")
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the device '{device}' cannot be used here ({reason}); try --device cpu") from error
-
-
-def check_model_folder(model: str | Path) -> None:
-    """Raise an error that helps if `model` is neither a folder with a scorer nor a Hub id."""
-    folder = Path(model)
-    if not folder.is_dir() and (folder.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(model)) is None):
-        raise FileNotFoundError(f"no model folder at '{model}' (and it is no Hub id, which looks like owner/name)")
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"'{model}' is a LoRA adapter without its base: AutoModel.from_pretrained loads both; `--lora_output merged` makes "
-            "a folder that xacle's commands load"
-        )
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"'{model}' is no model folder: it has no config.json")
-    config, _ = XacleConfig.get_config_dict(model)
-    if config.get("model_type") != XacleConfig.model_type:
-        raise ValueError(
-            f"'{model}' holds a model of type {config.get('model_type')!r}, not an xacle scorer; a checkpoint in the authors' "
-            "format (config.json and model.pt) is converted with `xacle convert tmu`"
-        )
-    for name in ("processor_config.json", "tokenizer_config.json", "tokenizer.json") if folder.is_dir() else ():
-        try:
-            json.loads((folder / name).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ValueError(f"'{model}' has no {name}; save the processor beside the model") from error
-        except ValueError as error:
-            raise ValueError(f"'{folder / name}' is damaged ({error}); copy or download it again") from error
 
 
 def check_sounds(audio: Sequence) -> None:
@@ -77,17 +28,6 @@ def check_sounds(audio: Sequence) -> None:
     if samples or isinstance(audio, (str, bytes, os.PathLike, dict)):
         given = "samples" if samples else repr(audio)[:100]
         raise ValueError(f"pass a list of sounds, [sound] if there is one; got {given}")
-
-
-@contextmanager
-def quiet_loading():
-    """No report of missing and unexpected weights: who loads the model judges them."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 class Scorer:

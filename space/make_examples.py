@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-from xacle.demo.soundscapes import SAMPLING_RATE, Event, Scene, render
+from xacle.soundscapes.scenes import SAMPLING_RATE, Event, Scene, render
 
 DOG = Event("dog", 3)
 EXAMPLES = {

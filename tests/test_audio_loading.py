@@ -10,8 +10,9 @@ import pytest
 import soundfile as sf
 import torch
 
+from xacle.audio_xacle import load_waveform
 from xacle.demo.random_weights import make_sound
-from xacle.processing_xacle import XacleFeatureExtractor, load_waveform
+from xacle.processing_xacle import XacleFeatureExtractor
 
 RATE = 16000
 TONE_RMS = 0.108

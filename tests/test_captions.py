@@ -10,8 +10,8 @@ from test_scoring import refusal
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from xacle.cli import app
+from xacle.core.tables import TableError
 from xacle.scoring.captions import caption_table, generate_captions, load_captioner, load_sentence_model
-from xacle.scoring.tables import TableError
 from xacle.train import stage1_captioning
 
 

@@ -16,12 +16,12 @@ import pytest
 import soundfile as sf
 import torch
 
+from xacle.core.tables import TableError
 from xacle.demo.random_weights import make_sound
 from xacle.modeling_beats import BeatsModel
 from xacle.scoring.score_table import score_table
 from xacle.scoring.scorer import Scorer
 from xacle.scoring.shards import Shard
-from xacle.scoring.tables import TableError
 
 CAPTIONS = ["Rain", "Rain falls", "A clock ticks once a second", "A siren rises and falls in pitch, again and again"]
 XACLE = "import sys; from xacle.cli import main; sys.argv[0] = 'xacle'; main()"

@@ -10,16 +10,9 @@ import pytest
 import soundfile as sf
 import torch
 
+from xacle.core.clips import Share, hash_clips
 from xacle.demo.random_weights import CAPTIONS, make_sound
-from xacle.train.feature_cache import (
-    CHUNK,
-    FeatureCache,
-    Team,
-    UndecodableClipsError,
-    cache_features,
-    compute_features,
-    hash_clips,
-)
+from xacle.train.feature_cache import CHUNK, FeatureCache, UndecodableClipsError, cache_features, compute_features
 
 
 @pytest.fixture
@@ -215,7 +208,7 @@ def test_two_processes_share_the_work(clips, processor, tmp_path):
 
     barrier, found = Barrier(2), {}
 
-    class Thread(Team):
+    class Thread(Share):
         def gather(self, item):
             found[self.index] = item
             barrier.wait()
@@ -224,7 +217,7 @@ def test_two_processes_share_the_work(clips, processor, tmp_path):
             return items
 
     def one(index):
-        return cache_features("fbank", clips, processor, tmp_path / "cache", team=Thread(index, 2))
+        return cache_features("fbank", clips, processor, tmp_path / "cache", share=Thread(index, 2))
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(one, range(2))
@@ -235,11 +228,11 @@ def test_two_processes_share_the_work(clips, processor, tmp_path):
 
 
 def test_a_cache_that_is_not_shared_is_told(clips, processor, tmp_path):
-    class Elsewhere(Team):  # another machine, whose share never shows up in this folder
+    class Elsewhere(Share):  # another machine, whose share never shows up in this folder
         def gather(self, item):
             if isinstance(item, dict) and item and isinstance(next(iter(item.values())), str):
                 return [hash_clips(clips)]
             return [item, {} if isinstance(item, dict) else None]
 
     with pytest.raises(ValueError, match="must be on a file system that all machines share"):
-        cache_features("fbank", clips, processor, tmp_path / "cache", team=Elsewhere(0, 2))
+        cache_features("fbank", clips, processor, tmp_path / "cache", share=Elsewhere(0, 2))

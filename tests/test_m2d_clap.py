@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor, BertConfig, BertModel, BertTokenizer, pipeline
 from transformers.audio_utils import mel_filter_bank
 
-from xacle.conversion.m2d_clap import convert_m2d_clap
-from xacle.m2d_clap.configuration import M2dClapAudioConfig, M2dClapConfig
-from xacle.m2d_clap.modeling import LICENSE_FILE, M2dClapModel
-from xacle.m2d_clap.processing import M2dClapFeatureExtractor, M2dClapProcessor
+from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
+from xacle.clap.m2d_conversion import convert_m2d_clap
+from xacle.clap.m2d_modeling import LICENSE_FILE, M2dClapModel
+from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
 
 CAPTIONS = ["a dog barks", "rain falls on a roof", "a clock ticks"]
 NAME_2025 = "m2d_clap_vit_tiny-80x100p16x16p16kpBpTI-2025"

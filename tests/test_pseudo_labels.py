@@ -14,15 +14,15 @@ import soundfile as sf
 import torch
 from test_teacher import SOUNDS, make_sound, save_tiny_clap
 
-from xacle.scoring.tables import TableError
+from xacle.clap.encoder import ClapEncoder
+from xacle.core.tables import TableError
 from xacle.train.data import read_table
-from xacle.train.teacher.clap import ClapTeacher
 from xacle.train.teacher.pseudo_labels import PseudoLabels, embed_captions, pseudo_label
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    return ClapTeacher.from_pretrained(save_tiny_clap(tmp_path_factory.mktemp("teacher") / "clap"), device="cpu")
+    return ClapEncoder.from_pretrained(save_tiny_clap(tmp_path_factory.mktemp("teacher") / "clap"), device="cpu")
 
 
 @pytest.fixture
@@ -134,10 +134,10 @@ def test_another_teacher_shares_nothing(teacher, captions, tmp_path, embedded):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from xacle.train.teacher.clap import ClapTeacher
+from xacle.clap.encoder import ClapEncoder
 from xacle.train.teacher.pseudo_labels import pseudo_label
 
-teacher, table, calls = ClapTeacher.from_pretrained(sys.argv[1], device="cpu"), Path(sys.argv[2]), []
+teacher, table, calls = ClapEncoder.from_pretrained(sys.argv[1], device="cpu"), Path(sys.argv[2]), []
 embed = teacher.embed_audio_inputs
 
 def embed_twice(inputs):

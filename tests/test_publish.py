@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from xacle.cli import app
 from xacle.configuration_xacle import XacleConfig
 from xacle.conversion.beats import BEATS_LICENSE
-from xacle.conversion.provenance import NTT_EVALUATION, TMU, TMU_LICENSE, sources_of, weight_source, weights_checksum
 from xacle.conversion.tmu import convert_tmu
+from xacle.core.provenance import NTT_EVALUATION, TMU, TMU_LICENSE, sources_of, weight_source, weights_checksum
 from xacle.demo.random_weights import CAPTIONS, make_sound
 from xacle.publish.license import LICENSES, terms_of
 from xacle.publish.push import prepare
@@ -128,9 +128,9 @@ def test_conversion_records_where_weights_come_from(released_folder, tmp_path, m
 def test_a_teachers_license_follows_its_pseudo_labels(task, model, tmp_path):
     from transformers import BertConfig, BertTokenizer
 
-    from xacle.m2d_clap.configuration import M2dClapAudioConfig, M2dClapConfig
-    from xacle.m2d_clap.modeling import M2dClapModel
-    from xacle.m2d_clap.processing import M2dClapFeatureExtractor, M2dClapProcessor
+    from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
+    from xacle.clap.m2d_modeling import M2dClapModel
+    from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
     from xacle.train.teacher.pseudo_labels import pseudo_label
 
     vocabulary = tmp_path / "vocab.txt"

@@ -9,16 +9,10 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from xacle.demo.panel import (
-    agreement,
-    describe_for_rating,
-    make_panel,
-    near_miss,
-    rate_pair,
-    understate,
-    write_corpus,
-)
-from xacle.demo.soundscapes import (
+from xacle.demo.panel import describe_for_rating, make_panel, rate_pair, write_corpus
+from xacle.scoring.metrics import alignment_metrics
+from xacle.soundscapes.agreement import agreement, near_miss, understate
+from xacle.soundscapes.scenes import (
     KINDS,
     OWN_WORDS,
     PHRASES,
@@ -34,7 +28,6 @@ from xacle.demo.soundscapes import (
     render,
     to_int16,
 )
-from xacle.scoring.metrics import alignment_metrics
 from xacle.train.data import read_table
 
 COUNTED = [kind for kind in KINDS if KINDS[kind].most]
@@ -85,7 +78,7 @@ def phrase_pattern(kind: str) -> str:
 def test_the_same_seed_gives_the_same_samples_in_another_process_and_on_another_day(run_python):
     code = """
 import zlib
-from xacle.demo.soundscapes import *
+from xacle.soundscapes.scenes import *
 rng = generator(5)
 scenes = [Scene((Event(kind),)) for kind in KINDS] + [random_scene(rng) for _ in range(6)]
 print(zlib.crc32(b"".join(to_int16(render(scene, seed)).tobytes() for seed, scene in enumerate(scenes))))

@@ -14,9 +14,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, PreTrainedTokenizerFast
 
+from xacle.clap.encoder import ClapEncoder
 from xacle.scoring.metrics import alignment_metrics
 from xacle.train.data import read_table
-from xacle.train.teacher.clap import ClapTeacher
 from xacle.train.teacher.human_clap import (
     PROJECTION_PREFIXES,
     TeacherArguments,
@@ -89,7 +89,7 @@ def tiny_clap(fusion=True, seed=0):
 
 
 def save_tiny_clap(folder, **options):
-    ClapTeacher(*tiny_clap(**options)).save_pretrained(folder)
+    ClapEncoder(*tiny_clap(**options)).save_pretrained(folder)
     return folder
 
 
@@ -100,7 +100,7 @@ def clap_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(clap_folder):
-    return ClapTeacher.from_pretrained(clap_folder, device="cpu")
+    return ClapEncoder.from_pretrained(clap_folder, device="cpu")
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def waveforms():
 @pytest.mark.parametrize("fusion", [True, False])
 @torch.no_grad()
 def test_an_embedding_is_always_the_same(fusion, waveforms):
-    teacher = ClapTeacher(*tiny_clap(fusion))
+    teacher = ClapEncoder(*tiny_clap(fusion))
     state = np.random.get_state()
     together = teacher.embed_audio(waveforms)
     assert together.shape == (4, 16) and together.dtype == torch.float32
@@ -142,10 +142,10 @@ def test_short_clips_are_embedded_as_the_model_itself_does(waveforms):
     model, processor = tiny_clap(fusion=False)
     inputs = processor.feature_extractor(waveforms[1:], sampling_rate=48000, return_tensors="pt")
     expected = model.eval().get_audio_features(**inputs).pooler_output
-    torch.testing.assert_close(ClapTeacher(model, processor).embed_audio(waveforms[1:]), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ClapEncoder(model, processor).embed_audio(waveforms[1:]), expected, rtol=0, atol=1e-6)
     inputs = processor(text=list(SOUNDS), return_tensors="pt", padding=True, return_token_type_ids=False)
     expected = model.get_text_features(**inputs).pooler_output
-    torch.testing.assert_close(ClapTeacher(model, processor).embed_text(list(SOUNDS)), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ClapEncoder(model, processor).embed_text(list(SOUNDS)), expected, rtol=0, atol=1e-6)
 
 
 def test_sounds_come_at_the_models_own_rate(teacher, tmp_path):
@@ -161,7 +161,7 @@ def test_sounds_come_at_the_models_own_rate(teacher, tmp_path):
 
 
 def test_gradients_reach_both_towers(clap_folder, waveforms):
-    teacher = ClapTeacher.from_pretrained(clap_folder, device="cpu")
+    teacher = ClapEncoder.from_pretrained(clap_folder, device="cpu")
     assert not teacher.model.training
     teacher.similarity(waveforms[:2], ["noise", "clicks"]).sum().backward()
     for tower in (teacher.model.audio_model, teacher.model.text_model):
@@ -179,7 +179,7 @@ def test_captions_are_data_and_long_ones_are_cut_with_a_warning(teacher, transfo
 
 
 def test_the_fingerprint_knows_weights_and_settings(clap_folder, waveforms):
-    teacher, other = (ClapTeacher.from_pretrained(clap_folder, device="cpu") for _ in range(2))
+    teacher, other = (ClapEncoder.from_pretrained(clap_folder, device="cpu") for _ in range(2))
     name = teacher.fingerprint()
     teacher.similarity(waveforms[:1], ["noise"])
     assert teacher.fingerprint() == name == other.fingerprint()
@@ -193,16 +193,16 @@ def test_the_fingerprint_knows_weights_and_settings(clap_folder, waveforms):
 def test_an_m2d_clap_is_a_teacher_too(tmp_path):
     from transformers import BertConfig
 
-    from xacle.m2d_clap.configuration import M2dClapAudioConfig, M2dClapConfig
-    from xacle.m2d_clap.modeling import M2dClapModel
-    from xacle.m2d_clap.processing import M2dClapFeatureExtractor, M2dClapProcessor
+    from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
+    from xacle.clap.m2d_modeling import M2dClapModel
+    from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = BertConfig(**sizes, vocab_size=100, intermediate_size=32, max_position_embeddings=40)
     torch.manual_seed(0)
     model = M2dClapModel(M2dClapConfig(audio_config=M2dClapAudioConfig(**sizes), text_config=text))
-    ClapTeacher(model, M2dClapProcessor(M2dClapFeatureExtractor(), tiny_clap_tokenizer())).save_pretrained(tmp_path / "m2d")
-    teacher = ClapTeacher.from_pretrained(tmp_path / "m2d", device="cpu")
+    ClapEncoder(model, M2dClapProcessor(M2dClapFeatureExtractor(), tiny_clap_tokenizer())).save_pretrained(tmp_path / "m2d")
+    teacher = ClapEncoder.from_pretrained(tmp_path / "m2d", device="cpu")
     assert teacher.sampling_rate == 16000 and teacher.embedding_size == 32
     generator = np.random.default_rng(0)
     clips = [make_sound(name, generator, seconds) for name, seconds in zip(SOUNDS, (11.0, 10.0, 3.0, 0.3), strict=True)]
@@ -222,33 +222,33 @@ def test_an_m2d_clap_is_a_teacher_too(tmp_path):
 
 def test_wrong_folders_are_told(clap_folder, tiny_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no teacher folder at 'no/such/folder'"):
-        ClapTeacher.from_pretrained("no/such/folder")
+        ClapEncoder.from_pretrained("no/such/folder")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"it has no config\.json"):
-        ClapTeacher.from_pretrained(tmp_path / "empty")
+        ClapEncoder.from_pretrained(tmp_path / "empty")
     with pytest.raises(ValueError, match="a model of type 'xacle'; a teacher is of type 'clap' or 'm2d_clap'"):
-        ClapTeacher.from_pretrained(tiny_folder)
+        ClapEncoder.from_pretrained(tiny_folder)
     bare = tmp_path / "bare"
     ClapModel.from_pretrained(clap_folder).save_pretrained(bare)
     with pytest.raises(ValueError, match="holds no processor that can be loaded"):
-        ClapTeacher.from_pretrained(bare, device="cpu")
+        ClapEncoder.from_pretrained(bare, device="cpu")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(clap_folder / file, bare)
     with pytest.raises(ValueError, match="holds no processor that can be loaded"):
-        ClapTeacher.from_pretrained(bare, device="cpu")
+        ClapEncoder.from_pretrained(bare, device="cpu")
     mixed = save_tiny_clap(tmp_path / "mixed", fusion=False)
     shutil.copy(clap_folder / "processor_config.json", mixed)
     with pytest.raises(ValueError, match=r"truncates by 'fusion', which belongs to a model with fusion; use .*-unfused"):
-        ClapTeacher.from_pretrained(mixed, device="cpu")
+        ClapEncoder.from_pretrained(mixed, device="cpu")
     model = ClapModel.from_pretrained(clap_folder)
     weights = {name: tensor for name, tensor in model.state_dict().items() if "text_projection" not in name}
     lacking = shutil.copytree(clap_folder, tmp_path / "lacking")
     model.save_pretrained(lacking, state_dict=weights)
     with pytest.raises(ValueError, match=r"lacks text_projection\.linear1\.bias"):
-        ClapTeacher.from_pretrained(lacking, device="cpu")
+        ClapEncoder.from_pretrained(lacking, device="cpu")
     (lacking / "model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(ValueError, match="are damaged"):
-        ClapTeacher.from_pretrained(lacking, device="cpu")
+        ClapEncoder.from_pretrained(lacking, device="cpu")
 
 
 # --- The loss ------------------------------------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ def command_line(model, ratings, output, **options):
 
 def srcc(folder, ratings):
     """SRCC on the validation ratings of a teacher as a user loads it."""
-    teacher, table = ClapTeacher.from_pretrained(folder, device="cpu"), read_table(ratings / "validation.csv")
+    teacher, table = ClapEncoder.from_pretrained(folder, device="cpu"), read_table(ratings / "validation.csv")
     with torch.no_grad():
         clips = [teacher.load(audio) for audio in table.audio]
         similarity = teacher.similarity(clips, [table.captions[index] for index in table.caption_index])
@@ -407,9 +407,9 @@ def test_a_run_without_a_model_or_table_is_refused(clap_folder, ratings, tmp_pat
 def test_an_m2d_clap_is_not_uploaded_without_the_flag(ratings, tmp_path, monkeypatch):
     from transformers import BertConfig, BertTokenizer
 
-    from xacle.m2d_clap.configuration import M2dClapAudioConfig, M2dClapConfig
-    from xacle.m2d_clap.modeling import M2dClapModel
-    from xacle.m2d_clap.processing import M2dClapFeatureExtractor, M2dClapProcessor
+    from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
+    from xacle.clap.m2d_modeling import M2dClapModel
+    from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
 
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]))

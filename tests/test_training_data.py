@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from xacle.audio_xacle import load_waveform
+from xacle.core.clips import hash_clips
+from xacle.core.tables import TableError
 from xacle.demo.random_weights import make_sound
-from xacle.processing_xacle import load_waveform
-from xacle.scoring.tables import TableError
 from xacle.train.data import read_table
-from xacle.train.feature_cache import hash_clips
 from xacle.train.listeners import ListenerRating, pair_ratings
 from xacle.train.splits import check_overlap, k_fold, split_table
 

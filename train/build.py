@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from xacle.configuration_xacle import XacleConfig
-from xacle.conversion.provenance import merge_sources, sources_of
+from xacle.core.loading import check_model_folder, quiet_loading
+from xacle.core.provenance import merge_sources, sources_of
 from xacle.modeling_beats import BeatsModel
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
-from xacle.scoring.scorer import check_model_folder, quiet_loading
 from xacle.train.arguments import ModelArguments
 from xacle.train.token_rows import train_token_rows
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from xacle.processing_xacle import XacleProcessor, load_waveform
+from xacle.audio_xacle import load_waveform
+from xacle.processing_xacle import XacleProcessor
 from xacle.scoring.scorer import STATIC_LENGTHS
 from xacle.train.data import PairTable
 from xacle.train.feature_cache import ClipFeatures, compute_features

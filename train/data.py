@@ -3,7 +3,6 @@
 Ratings have `average_score` (or `score` and `listener_id`, see listeners.py), pseudo-labels `clap_score`, captions neither.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,32 +10,21 @@ import numpy as np
 from tqdm import tqdm
 from transformers.utils import logging
 
-from xacle.modeling_xacle import RATING_CENTER, RATING_HALF_RANGE
-from xacle.scoring.tables import (
-    FILE_COLUMNS,
+from xacle.core.columns import AVERAGE_COLUMNS, FILE_COLUMNS, LABEL_COLUMNS, LISTENER_COLUMNS, PSEUDO_LABEL_COLUMNS, column_of
+from xacle.core.tables import (
     Problem,
     TableError,
-    column_of,
     header_problem,
     locate_audio,
     missing_folder,
+    open_table,
     pair_problem,
     shortest,
-    stream_rows,
 )
+from xacle.modeling_xacle import RATING_CENTER, RATING_HALF_RANGE
 from xacle.train.listeners import ListenerRating, pair_ratings
 
 logger = logging.get_logger(__name__)
-
-AVERAGE_COLUMNS = ("average_score", "average_semantic_alignement_score")  # the challenge's files, its README's spelling
-LISTENER_COLUMNS = ("score",)
-PSEUDO_LABEL_COLUMNS = ("clap_score",)
-LABEL_COLUMNS = {
-    "rating": AVERAGE_COLUMNS + LISTENER_COLUMNS,
-    "pseudo_label": PSEUDO_LABEL_COLUMNS,
-    "caption": (),
-    "any": AVERAGE_COLUMNS + LISTENER_COLUMNS + PSEUDO_LABEL_COLUMNS,
-}
 
 
 @dataclass
@@ -150,7 +138,7 @@ def read_table(
         raise ValueError(f"label must be one of {', '.join(LABEL_COLUMNS)}, got {label!r}")
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
-    name, rows, folder, stored = _open_table(source)
+    name, rows, folder, stored = open_table(source)
     audio_dir = folder if audio_dir is None else Path(audio_dir)
     if audio_dir is None:
         audio_dir = Path()
@@ -188,29 +176,6 @@ def check_labels(table: PairTable) -> None:
     if table.labels is not None and len(table) > 1 and table.labels.min() == table.labels.max():
         label = table._row(0)[table.label_column]
         raise ValueError(f"all labels of '{table.source}' are equal ({label}): nothing can be ranked")
-
-
-def _open_table(source) -> tuple[str, Iterator[tuple[int, dict]], Path | None, object]:
-    """A table's name, its rows with their numbers, its folder, and the `datasets` columns its sounds are stored in, if any."""
-    if isinstance(source, (str, Path)):
-        source = Path(source)
-        if not source.is_dir():
-            return str(source), stream_rows(source), source.parent, None
-        from datasets import load_from_disk
-
-        folder, source = source, load_from_disk(str(source))
-        name = str(folder)
-    else:
-        name, folder = "the dataset", None
-    if not hasattr(source, "column_names") or isinstance(source.column_names, dict):
-        raise ValueError(f"{name} must be one `datasets.Dataset` with one split, got a {type(source).__name__}")
-    from datasets import Audio
-
-    for column, feature in source.features.items():
-        if isinstance(feature, Audio):  # decoded here, by soundfile
-            source = source.cast_column(column, Audio(decode=False))
-    stored = source.select_columns(["audio"]) if "audio" in source.column_names else None
-    return name, enumerate(source, start=1), folder, stored
 
 
 class _Reader:

@@ -14,11 +14,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 import torch
@@ -26,14 +23,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import logging
 
-from xacle.processing_xacle import SAMPLING_RATE, XacleProcessor, load_waveform
-from xacle.scoring.clips import file_digest
+from xacle.audio_xacle import SAMPLING_RATE, load_waveform
+from xacle.core.clips import ALONE, HASH_BYTES, Share, hash_clips, read_json_lines
+from xacle.processing_xacle import XacleProcessor
 
 logger = logging.get_logger(__name__)
 
 CHUNK = 16  # clips encoded and written at once; part of the result's last bits, therefore not an option
 DTYPES = {"float32": np.float32, "float16": np.float16}
-HASH_BYTES = 16
 KINDS = ("fbank", "audio_states")
 
 
@@ -47,88 +44,7 @@ class UndecodableClipsError(ValueError):
         super().__init__("\n".join([f"clips that cannot be decoded: {len(errors)}", *lines]))
 
 
-@dataclass(frozen=True)
-class Team:
-    """The processes that share a piece of work: this one's number, how many they are, how they tell what they found."""
-
-    index: int = 0
-    size: int = 1
-
-    def gather(self, found) -> list:
-        """What each process found, in their order. Also makes each wait for the others."""
-        if self.size == 1:
-            return [found]
-        everything = [None] * self.size
-        torch.distributed.all_gather_object(everything, found)
-        return everything
-
-    def merge(self, found: dict) -> dict:
-        """All processes' findings in one dict."""
-        return {key: value for part in self.gather(found) for key, value in part.items()}
-
-    def share(self, work: list) -> list:
-        """This process' part of the work."""
-        return work[self.index :: self.size]
-
-
-ALONE = Team()
-
-
 # --- Keys ----------------------------------------------------------------------------------------------------------------
-
-
-def hash_clips(audio: dict[int, object], memory: Path | None = None, team: Team = ALONE) -> dict[int, str]:
-    """The hash of every clip's bytes, by its index.
-
-    Args:
-        memory: A folder that remembers files' hashes, as long as their size, times and inode stay the same.
-        team: The processes that share the work; each gets all hashes.
-    """
-    known: dict[str, tuple[list[int], str]] = {}
-    file = nullcontext()
-    if memory is not None:
-        memory.mkdir(parents=True, exist_ok=True)
-        for remembered in sorted(memory.glob("hashes-*.jsonl")):
-            known.update({record["path"]: (record["stat"], record["hash"]) for record in _read_lines(remembered)})
-        file = (memory / f"hashes-{team.index}.jsonl").open("a", encoding="utf-8")
-    clips = tqdm(team.share(list(audio)), desc="hashing clips", unit=" clips", delay=2)
-    with file as remember:
-        hashes = team.merge({clip: _hash_clip(audio[clip], known, remember) for clip in clips})
-    return {clip: hashes[clip] for clip in audio}
-
-
-def _hash_clip(audio, known: dict[str, tuple[list[int], str]], memory: TextIO | None) -> str:
-    if isinstance(audio, dict):
-        audio = audio.get("bytes") or audio.get("path") or np.asarray(audio["array"]).tobytes()
-    if hasattr(audio, "read"):
-        audio = audio.read()
-    if isinstance(audio, bytes):
-        return _digest(audio)
-    if isinstance(audio, str) and audio.lower().startswith(("http://", "https://")):
-        raise ValueError(f"'{audio}' is a URL: download the clips to train on, they are read again and again")
-    path = os.path.abspath(audio)
-    stat = os.stat(path)
-    signature = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-    if path not in known or known[path][0] != signature:
-        known[path] = (signature, file_digest(path, hashlib.blake2b(digest_size=HASH_BYTES)))
-        if memory is not None:
-            memory.write(json.dumps({"path": path, "stat": signature, "hash": known[path][1]}) + "\n")
-    return known[path][1]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=HASH_BYTES).hexdigest()
-
-
-def _read_lines(path: Path) -> Iterator[dict]:
-    """The complete lines of a JSONL file; a killed writer may have left half a one at the end, or within."""
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    logger.warning(f"'{path}' holds a damaged line, which is ignored")
 
 
 def features_key(kind: str, processor: XacleProcessor, model=None, dtype: str = "float32") -> str:
@@ -189,7 +105,7 @@ class FeatureCache:
         self.position, self._maps = {}, {}
         for number, index in enumerate(self.segments):
             rows = index.with_suffix(".bin").stat().st_size // self.clip_bytes
-            for record in _read_lines(index):
+            for record in read_json_lines(index):
                 for row, digest in enumerate(record["clips"], start=record["first"]):
                     if row < rows:
                         self.position.setdefault(digest, (number, row))  # what was read once stays what is read
@@ -259,7 +175,7 @@ def cache_features(
     model=None,
     dtype: str = "float32",
     num_workers: int = 0,
-    team: Team = ALONE,
+    share: Share = ALONE,
 ) -> ClipFeatures:
     """Compute what is missing in the cache of these clips, and open it.
 
@@ -271,7 +187,7 @@ def cache_features(
         model: With `"audio_states"`, the model whose encoder is used; it computes where it is.
         dtype: `"float32"`, or `"float16"` for half the disk: scores then differ by about 1e-4.
         num_workers: Processes that decode files.
-        team: The processes that share the work.
+        share: The processes that share the work.
 
     Raises:
         UndecodableClipsError: naming every clip that cannot be decoded, once all others are cached.
@@ -280,21 +196,21 @@ def cache_features(
     if kind not in KINDS or dtype not in DTYPES:
         raise ValueError(f"kind must be one of {KINDS} and dtype one of {tuple(DTYPES)}, got {kind!r} and {dtype!r}")
     folder = Path(folder)
-    digests = hash_clips(audio, folder, team)
+    digests = hash_clips(audio, folder, share)
     if kind == "audio_states":
         shape = (model.config.num_audio_tokens, model.config.audio_config.hidden_size)
     else:
         extractor = processor.feature_extractor
         shape = tuple(extractor(np.zeros(SAMPLING_RATE, np.float32), sampling_rate=SAMPLING_RATE)["input_features"][0].shape)
     cache = FeatureCache(folder / features_key(kind, processor, model, dtype), shape, dtype)
-    team.gather(None)  # every process has seen the same cache before one of them adds to it
+    share.gather(None)  # every process has seen the same cache before one of them adds to it
 
     # Chunks are cut from all clips, not from the missing ones: a resumed writer then repeats the very same batches, whose
     # composition shows in the last bits of the encoder's output.
     distinct = list({digest: clip for clip, digest in reversed(digests.items())}.values())[::-1]
     chunks = [distinct[start : start + CHUNK] for start in range(0, len(distinct), CHUNK)]
     chunks = [chunk for chunk in chunks if any(digests[clip] not in cache for clip in chunk)]
-    errors = team.merge(_fill(cache, team.share(chunks), audio, digests, kind, processor, model, num_workers))
+    errors = share.merge(_fill(cache, share.take(chunks), audio, digests, kind, processor, model, num_workers))
     cache.refresh()
     if errors:
         first = {digests[clip]: clip for clip in errors}
@@ -341,15 +257,15 @@ def _fill(cache, chunks, audio, digests, kind, processor, model, num_workers) ->
     return errors
 
 
-def undecodable_clips(audio: dict[int, object], num_workers: int = 0, team: Team = ALONE) -> dict[int, Exception]:
+def undecodable_clips(audio: dict[int, object], num_workers: int = 0, share: Share = ALONE) -> dict[int, Exception]:
     """The clips that cannot be decoded, by index, with what is wrong: for work that caches nothing."""
-    clips = team.share(list(audio))
+    clips = share.take(list(audio))
     chunks = [clips[start : start + CHUNK] for start in range(0, len(clips), CHUNK)]
     errors = {}
     if chunks:
         for chunk, waveforms in tqdm(_loader(chunks, audio, num_workers), desc="decoding clips", unit="chunk", delay=2):
             errors.update({clip: item for clip, item in zip(chunk, waveforms, strict=True) if isinstance(item, Exception)})
-    return team.merge(errors)
+    return share.merge(errors)
 
 
 def _loader(chunks: list[list[int]], audio: dict[int, object], num_workers: int) -> DataLoader:

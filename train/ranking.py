@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from xacle.conversion.provenance import merge_sources
+from xacle.core.provenance import merge_sources
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.scoring.calibration import calibrate
 from xacle.train.arguments import DataArguments, ListenerArguments, ModelArguments, RankingArguments, TrainingArguments
@@ -20,7 +20,7 @@ from xacle.train.run import (
     prepare_features,
     run_training,
     set_up,
-    team_of,
+    share_of,
     write_rejected,
 )
 from xacle.train.splits import check_overlap
@@ -116,5 +116,5 @@ def read_tables(
     if validation_label == "any" and len(validation) < 2:
         raise ValueError(f"'{validation.source}' has one usable pair; ranks need at least two")
     memory = None if data.feature_cache == "none" else Path(data.feature_cache)
-    check_overlap(train, validation, data.allow_overlap, memory, team_of(training))
+    check_overlap(train, validation, data.allow_overlap, memory, share_of(training))
     return train, validation

@@ -19,21 +19,15 @@ from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import HubStrategy, sort_checkpoints
 from transformers.utils import logging as transformers_logging
 
-from xacle.conversion.provenance import RUN_RECORD, record_of, weights_checksum
+from xacle.core.clips import Share, file_digest
+from xacle.core.provenance import RUN_RECORD, record_of, weights_checksum
+from xacle.core.tables import TableError, write_problems
 from xacle.publish.license import terms_of
 from xacle.publish.push import check_repo_id, check_token
 from xacle.scoring.metrics import METRICS
-from xacle.scoring.tables import TableError, write_problems
 from xacle.train.arguments import DataArguments, TrainingArguments
 from xacle.train.data import PairTable
-from xacle.train.feature_cache import (
-    ClipFeatures,
-    Team,
-    UndecodableClipsError,
-    cache_features,
-    file_digest,
-    undecodable_clips,
-)
+from xacle.train.feature_cache import ClipFeatures, UndecodableClipsError, cache_features, undecodable_clips
 
 logger = logging.getLogger(__name__)
 
@@ -119,9 +113,9 @@ def write_rejected(table: PairTable, training: TrainingArguments, name: str) -> 
         logger.warning(f"{len(table.problems)} rows of {table.source} are left out, listed with reasons in {path}")
 
 
-def team_of(training: TrainingArguments) -> Team:
+def share_of(training: TrainingArguments) -> Share:
     """The run's processes, to share work among."""
-    return Team(training.process_index, training.world_size)
+    return Share(training.process_index, training.world_size)
 
 
 def prepare_features(
@@ -139,13 +133,13 @@ def prepare_features(
     Raises:
         TableError: naming every clip that cannot be decoded (`on_error="stop"`).
     """
-    team, workers = team_of(training), training.dataloader_num_workers
+    share, workers = share_of(training), training.dataloader_num_workers
     cached = kind is not None and data.feature_cache != "none"
     if cached and kind == "audio_states":
         model.to(training.device)
 
     def cache(audio: dict) -> ClipFeatures:
-        return cache_features(kind, audio, processor, Path(data.feature_cache), model, data.feature_cache_dtype, workers, team)
+        return cache_features(kind, audio, processor, Path(data.feature_cache), model, data.feature_cache_dtype, workers, share)
 
     features, errors = None, {}
     if cached:
@@ -154,7 +148,7 @@ def prepare_features(
         except UndecodableClipsError as error:
             errors = error.errors
     else:
-        errors = undecodable_clips(table.used_audio, workers, team)
+        errors = undecodable_clips(table.used_audio, workers, share)
     if errors:
         table = table.without_clips(errors)
         if data.on_error == "stop":

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging
 
-from xacle.scoring.tables import FILE_COLUMNS, column_of, read_rows
+from xacle.core.clips import ALONE, Share, hash_clips
+from xacle.core.columns import FILE_COLUMNS, column_of
+from xacle.core.tables import read_rows
 from xacle.train.data import PairTable
-from xacle.train.feature_cache import ALONE, Team, hash_clips
 
 logger = logging.get_logger(__name__)
 
@@ -97,7 +98,7 @@ def _write_rows(file: Path, rows: list[dict]) -> None:
 
 
 def check_overlap(
-    train: PairTable, validation: PairTable, allow: bool = False, memory: Path | None = None, team: Team = ALONE
+    train: PairTable, validation: PairTable, allow: bool = False, memory: Path | None = None, share: Share = ALONE
 ) -> None:
     """Compare two tables' clips by the content of their files, and their captions.
 
@@ -105,13 +106,13 @@ def check_overlap(
     validation number too good.
 
     Args:
-        memory, team: See [`hash_clips`].
+        memory, share: See [`hash_clips`].
 
     Raises:
         ValueError: for clips in both, unless `allow`.
     """
     hashes = [
-        {digest: table.clips[clip] for clip, digest in hash_clips(table.used_audio, memory, team).items()}
+        {digest: table.clips[clip] for clip, digest in hash_clips(table.used_audio, memory, share).items()}
         for table in (train, validation)
     ]
     shared = [(hashes[0][digest], name) for digest, name in hashes[1].items() if digest in hashes[0]]

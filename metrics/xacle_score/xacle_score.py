@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 import torch
 
-from xacle.processing_xacle import SAMPLING_RATE, load_waveform
+from xacle.audio_xacle import SAMPLING_RATE, load_waveform
 from xacle.scoring.scorer import Scorer
 
 DESCRIPTION = "How well sounds match captions, by a model trained on human ratings of such pairs. Needs no reference sounds."

@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from xacle.m2d_clap.modeling import MAX_LOGIT_SCALE
+from xacle.clap.encoder import ClapEncoder, ClapFrontEnd
+from xacle.clap.m2d_modeling import MAX_LOGIT_SCALE
 from xacle.train.arguments import CONFIGS, DataArguments, ListenerArguments, TrainingArguments, parse_arguments
 from xacle.train.collate import PairDataset
 from xacle.train.ranking import read_tables
 from xacle.train.run import RunRecord, check_license, finish, prepare_features, run_script, run_training, set_up
-from xacle.train.teacher.clap import ClapFrontEnd, ClapTeacher
 from xacle.train.trainer import XacleTrainer, compute_metrics, gather_rows
 
 MAX_RATING = 10.0
@@ -206,7 +206,7 @@ def train_teacher(
         raise ValueError("pass --model_name_or_path, the CLAP to fine-tune, e.g. laion/clap-htsat-fused")
     checkpoint = set_up(training, data)
     train, validation = read_tables("rating", data, training, listeners)
-    teacher = ClapTeacher.from_pretrained(arguments.model_name_or_path, device="cpu")
+    teacher = ClapEncoder.from_pretrained(arguments.model_name_or_path, device="cpu")
     check_license(teacher.model.config, training)
     tables = {"train": train} | ({} if validation is None else {"validation": validation})
     for role, table in tables.items():  # a teacher's inputs are not cached, but damaged clips are told before any training

@@ -18,12 +18,13 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from xacle.conversion.provenance import sources_of, weight_source
-from xacle.scoring.tables import TableError, check_suffix, shortest, write_problems
+from xacle.clap.encoder import ClapEncoder, ClapFrontEnd
+from xacle.core.clips import hash_clips
+from xacle.core.provenance import sources_of, weight_source
+from xacle.core.tables import TableError, check_suffix, shortest, write_problems
 from xacle.train.data import PairTable, read_table
-from xacle.train.feature_cache import FeatureCache, hash_clips
+from xacle.train.feature_cache import FeatureCache
 from xacle.train.negatives import NEGATIVES_PER_PAIR, Negatives, draw_negatives
-from xacle.train.teacher.clap import ClapFrontEnd, ClapTeacher
 
 COLUMNS = ("wav_file_name", "text", "clap_score", "is_negative")
 BLOCK = 2048  # true pairs whose rows are made and written at once
@@ -39,7 +40,7 @@ class PseudoLabels:
 
 
 def pseudo_label(
-    teacher: str | Path | ClapTeacher,
+    teacher: str | Path | ClapEncoder,
     table: Path,
     output: Path,
     audio_dir: Path | None = None,
@@ -55,7 +56,7 @@ def pseudo_label(
     """Label every pair of `table`, and mismatched pairs made of them, and write `output`.
 
     Args:
-        teacher: A [`ClapTeacher`], or what [`ClapTeacher.from_pretrained`] takes.
+        teacher: A [`ClapEncoder`], or what [`ClapEncoder.from_pretrained`] takes.
         table: `.csv` or `.jsonl` with `wav_file_name` and `text`.
         output: `.csv` or `.jsonl` to write, see [`write_pseudo_labels`].
         audio_dir: Where the files are; the table's own folder by default.
@@ -82,8 +83,8 @@ def pseudo_label(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     pairs = read_table(table, audio_dir, "caption", on_error, audio_dir_option="--audio-dir")
-    if not isinstance(teacher, ClapTeacher):
-        teacher = ClapTeacher.from_pretrained(teacher, device)
+    if not isinstance(teacher, ClapEncoder):
+        teacher = ClapEncoder.from_pretrained(teacher, device)
     feature_cache.mkdir(parents=True, exist_ok=True)
 
     hashes = hash_clips(pairs.used_audio, feature_cache)
@@ -171,7 +172,7 @@ def _write_jsonl(file: io.TextIOBase, names, captions, scores, marks) -> None:
 
 
 def embed_clips(
-    teacher: ClapTeacher,
+    teacher: ClapEncoder,
     audio: dict[int, object],
     hashes: dict[int, str],
     folder: Path,
@@ -204,7 +205,7 @@ def embed_clips(
     return _gather(cache, hashes, folder), {clip: errors[digest] for clip, digest in hashes.items() if digest in errors}
 
 
-def embed_captions(teacher: ClapTeacher, captions: list[str], folder: Path, batch_size: int = 32) -> np.ndarray:
+def embed_captions(teacher: ClapEncoder, captions: list[str], folder: Path, batch_size: int = 32) -> np.ndarray:
     """The embeddings of captions, `[captions, size]`, computed where the cache does not have them."""
     cache = FeatureCache(folder / f"clap-text-{teacher.fingerprint()}", (teacher.embedding_size,))
     hashes = {number: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for number, text in enumerate(captions)}

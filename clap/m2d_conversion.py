@@ -15,11 +15,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from xacle.conversion.checkpoint import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
-from xacle.conversion.provenance import NTT_EVALUATION, weight_source
-from xacle.m2d_clap.configuration import M2dClapAudioConfig, M2dClapConfig
-from xacle.m2d_clap.modeling import LICENSE_NOTICE, M2dClapModel
-from xacle.m2d_clap.processing import M2dClapFeatureExtractor, M2dClapProcessor
+from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
+from xacle.clap.m2d_modeling import LICENSE_NOTICE, M2dClapModel
+from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
+from xacle.core.checkpoints import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
+from xacle.core.provenance import NTT_EVALUATION, weight_source
 
 logger = logging.get_logger(__name__)
 

@@ -26,7 +26,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from xacle.m2d_clap.configuration import M2dClapAudioConfig, M2dClapConfig, register_auto_classes
+from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig, register_auto_classes
 
 MAX_LOGIT_SCALE = math.log(100)  # as in CLIP
 

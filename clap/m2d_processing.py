@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor
 
-from xacle.m2d_clap.configuration import register_auto_classes
-from xacle.processing_xacle import load_waveform
+from xacle.audio_xacle import load_waveform
+from xacle.clap.m2d_configuration import register_auto_classes
 
 SAMPLING_RATE = 16000
 WINDOW_LENGTH = 400  # 25 ms, and the length of the FFT
@@ -106,7 +106,7 @@ class M2dClapFeatureExtractor(SequenceFeatureExtractor):
         """
         Args:
             raw_speech: One sound or a list of sounds: arrays, tensors, paths, URLs, bytes or dicts (see
-                [`xacle.processing_xacle.load_waveform`]). None is cut: the model takes any length.
+                [`xacle.audio_xacle.load_waveform`]). None is cut: the model takes any length.
             sampling_rate: The rate of the arrays among them, in Hz. Other rates than 16 kHz are resampled.
             padding: `True` pads to the longest clip, `"max_length"` to `max_length` frames, `False` not at all. Padding does
                 not change a clip's embedding.

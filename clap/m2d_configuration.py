@@ -117,8 +117,8 @@ def register_auto_classes() -> None:
     """
     from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor
 
-    from xacle.m2d_clap.modeling import M2dClapAudioModel, M2dClapModel
-    from xacle.m2d_clap.processing import M2dClapFeatureExtractor, M2dClapProcessor
+    from xacle.clap.m2d_modeling import M2dClapAudioModel, M2dClapModel
+    from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
 
     AutoConfig.register(M2dClapAudioConfig.model_type, M2dClapAudioConfig, exist_ok=True)
     AutoConfig.register(M2dClapConfig.model_type, M2dClapConfig, exist_ok=True)

@@ -1,6 +1,6 @@
 """CLAP teachers: how well a sound matches a caption, as the cosine of two embeddings.
 
-`ClapTeacher` is one interface over transformers' `ClapModel` (LAION-CLAP and what was fine-tuned from it, such as the published
+`ClapEncoder` is one interface over transformers' `ClapModel` (LAION-CLAP and what was fine-tuned from it, such as the published
 Human-CLAP weights) and [`M2dClapModel`]. Both models crop or mix at random where their processors let them; here a sound and a
 caption always have the same embedding.
 """
@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from transformers import ClapModel, ClapProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
-from xacle.conversion.provenance import sources_of
-from xacle.processing_xacle import MAX_CLIP_SECONDS, load_waveform
-from xacle.scoring.scorer import usable_device
+from xacle.audio_xacle import MAX_CLIP_SECONDS, load_waveform
+from xacle.core.loading import usable_device
+from xacle.core.provenance import sources_of
 
 logger = logging.get_logger(__name__)
 
@@ -54,7 +54,7 @@ class ClapFrontEnd:
                 )
             positions -= config.text_config.pad_token_id + 1  # as in RoBERTa, positions start behind the padding's
         else:
-            from xacle.m2d_clap.processing import MIN_SAMPLES
+            from xacle.clap.m2d_processing import MIN_SAMPLES
 
             self.min_samples = MIN_SAMPLES
         self.max_tokens = positions
@@ -102,12 +102,12 @@ class ClapFrontEnd:
         return dict(inputs)
 
 
-class ClapTeacher:
+class ClapEncoder:
     """
     Embeds sounds and captions; their cosine is the CLAPScore.
 
     ```python
-    teacher = ClapTeacher.from_pretrained("laion/clap-htsat-fused")
+    teacher = ClapEncoder.from_pretrained("laion/clap-htsat-fused")
     teacher.similarity([teacher.load("dog.wav")], ["A dog barks"])  # tensor([0.5])
     ```
 
@@ -122,7 +122,7 @@ class ClapTeacher:
         self.front_end = ClapFrontEnd(processor, model.config)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str | None = None) -> "ClapTeacher":
+    def from_pretrained(cls, path: str | Path, device: str | None = None) -> "ClapEncoder":
         """
         Args:
             path: Folder or Hub id of a `ClapModel` or [`M2dClapModel`], with its processor.
@@ -141,8 +141,8 @@ class ClapTeacher:
         if model_type == "clap":
             model_class, processor_class = ClapModel, ClapProcessor
         elif model_type == "m2d_clap":
-            from xacle.m2d_clap.modeling import M2dClapModel
-            from xacle.m2d_clap.processing import M2dClapProcessor
+            from xacle.clap.m2d_modeling import M2dClapModel
+            from xacle.clap.m2d_processing import M2dClapProcessor
 
             model_class, processor_class = M2dClapModel, M2dClapProcessor
         else:
@@ -169,7 +169,7 @@ class ClapTeacher:
             raise ValueError(f"'{path}': {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model and processor, for [`ClapTeacher.from_pretrained`] and the model's own class."""
+        """Write model and processor, for [`ClapEncoder.from_pretrained`] and the model's own class."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
@@ -192,7 +192,7 @@ class ClapTeacher:
         return self.embed_audio_inputs(self.front_end.audio_inputs(waveforms))
 
     def embed_audio_inputs(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """[`ClapTeacher.embed_audio`] of what [`ClapFrontEnd.audio_inputs`] returned."""
+        """[`ClapEncoder.embed_audio`] of what [`ClapFrontEnd.audio_inputs`] returned."""
         return self._embed(self.model.get_audio_features, inputs)
 
     def embed_text(self, captions: list[str]) -> torch.Tensor:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.signal import sosfilt
 
-from xacle.demo import sounds
-from xacle.demo.sounds import SAMPLING_RATE
+from xacle.soundscapes import sounds
+from xacle.soundscapes.sounds import SAMPLING_RATE
 
 SECONDS = 10
 SAMPLES = SECONDS * SAMPLING_RATE  # 160000

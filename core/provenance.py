@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import metadata_load
 from transformers.utils import cached_file
 
-from xacle.scoring.clips import file_digest
+from xacle.core.clips import file_digest
 
 TMU = "Atotti/xacle-tmu-2026"  # the weights that the paper's authors published
 TMU_LICENSE = "cc-by-nc-4.0"

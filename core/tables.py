@@ -15,10 +15,8 @@ from typing import TextIO
 
 import numpy as np
 
-from xacle.processing_xacle import open_sound
-
-# The challenge's files say wav_file_name; its README says wave_file_name.
-FILE_COLUMNS = ("wav_file_name", "wave_file_name")
+from xacle.audio_xacle import open_sound
+from xacle.core.columns import FILE_COLUMNS, column_of
 
 
 @dataclass(slots=True)
@@ -127,19 +125,27 @@ def _stream_jsonl(file: TextIO, table: Path) -> Iterator[tuple[int, dict]]:
         yield line, row
 
 
-def column_of(rows: list[tuple[int, dict]], names: tuple[str, ...], table: Path) -> str:
-    """The first of `names` that the rows have. Raises `ValueError` if there is none."""
-    columns = {name for _, row in rows for name in row if name is not None}
-    if found := next((name for name in names if name in columns), None):
-        return found
-    if separator := next(
-        (name for sign, name in (("\t", "tabs"), (";", "semicolons")) if any(sign in c for c in columns)), None
-    ):
-        raise ValueError(f"'{table}' seems to be separated by {separator}; save it with commas")
-    raise ValueError(
-        f"'{table}' needs the column {' or '.join(names)}, separated by commas and spelled like this; it has "
-        f"{', '.join(map(repr, sorted(columns)))}"
-    )
+def open_table(source) -> tuple[str, Iterator[tuple[int, dict]], Path | None, object]:
+    """A table's name, its rows with their numbers, its folder, and the `datasets` columns its sounds are stored in, if any."""
+    if isinstance(source, (str, Path)):
+        source = Path(source)
+        if not source.is_dir():
+            return str(source), stream_rows(source), source.parent, None
+        from datasets import load_from_disk
+
+        folder, source = source, load_from_disk(str(source))
+        name = str(folder)
+    else:
+        name, folder = "the dataset", None
+    if not hasattr(source, "column_names") or isinstance(source.column_names, dict):
+        raise ValueError(f"{name} must be one `datasets.Dataset` with one split, got a {type(source).__name__}")
+    from datasets import Audio
+
+    for column, feature in source.features.items():
+        if isinstance(feature, Audio):  # decoded here, by soundfile
+            source = source.cast_column(column, Audio(decode=False))
+    stored = source.select_columns(["audio"]) if "audio" in source.column_names else None
+    return name, enumerate(source, start=1), folder, stored
 
 
 def name_of(row: dict, column: str, table: Path, line: int) -> str:
