@@ -24,45 +24,52 @@ if is_soxr_available():
 
 logger = logging.get_logger(__name__)
 
-# Kaldi's fbank as BEATs was trained on (16 kHz).
+# The fbank of Kaldi, with its defaults.
 SAMPLING_RATE = 16000
-FRAME_LENGTH = 400  # 25 ms
-HOP_LENGTH = 160  # 10 ms
-FFT_LENGTH = 512
+FRAME_LENGTH = 25 * SAMPLING_RATE // 1000  # 400 samples: 25 ms
+HOP_LENGTH = 10 * SAMPLING_RATE // 1000  # 160 samples: 10 ms
+FFT_LENGTH = 512  # the next power of two
 PREEMPHASIS = 0.97
-LOW_FREQUENCY, HIGH_FREQUENCY = 20.0, 8000.0
+LOW_FREQUENCY, HIGH_FREQUENCY = 20.0, SAMPLING_RATE / 2
 INT16_SCALE = 2.0**15  # Kaldi expects the range of 16-bit samples, not [-1, 1]
-LOG_FLOOR = 1.1920928955078125e-07  # float32 epsilon
+LOG_FLOOR = 2.0**-23  # the epsilon of float32
+MAX_FBANK_BATCH = 32  # clips; bounds the memory of the frames, 2 MB a clip
 
-URL_TIMEOUT_SECONDS = 30.0
+# Clips.
+MAX_CLIP_SECONDS = 10.0  # the length of the clips people rated
+MAX_SAMPLES = int(MAX_CLIP_SECONDS * SAMPLING_RATE)  # 160000; 998 frames of fbank
+PATCH_FRAMES = 16  # BEATs cuts the fbank into patches of 16 frames by 16 mel bins
+MIN_SAMPLES = FRAME_LENGTH + (PATCH_FRAMES - 1) * HOP_LENGTH  # 2800: one patch
+MIN_CLIP_SECONDS = 0.1  # shorter ones are scored with a warning
+MAX_AMPLITUDE = 4.0  # louder ones are scored with a warning
+
+# Files.
 MIN_RATE, MAX_RATE = 1000, 768000  # Hz; beyond them a header or an argument is wrong
-MAX_OGG_PAGE = 27 + 255 + 255 * 255  # bytes
-MIN_CLIP_SECONDS = 0.1  # shorter ones are warned of
-MAX_AMPLITUDE = 4.0  # of floats; louder ones are warned of
-MAX_CLIP_SECONDS = 10.0  # the clip length people rated; [160000] samples, [998, 128] fbank
-MAX_FBANK_BATCH = 32  # bounds the memory of the frames, 2 MB a clip
-MIN_SAMPLES = FRAME_LENGTH + 15 * HOP_LENGTH  # 16 frames = one patch of BEATs
+URL_TIMEOUT_SECONDS = 30.0
+MAX_OGG_PAGE = 27 + 255 + 255 * 255  # bytes: header, segment table, segments
+FILE_TYPES = (str, os.PathLike, bytes, bytearray, memoryview)
+ARRAY_TYPES = (np.ndarray, torch.Tensor, list, tuple)
 
 
 # --- Sound -> waveform ---------------------------------------------------------------------------------------------------
 
 
 class Waveform(np.ndarray):
-    """What `load_waveform` returns: an ordinary array, which is not warned of again when it is passed on."""
+    """What `load_waveform` returns: an ordinary array, whose length and loudness are not warned of again downstream."""
 
 
 def load_waveform(audio, sampling_rate: int | None = None, target_rate: int = SAMPLING_RATE) -> Waveform:
     """Any sound -> mono float32 waveform `[samples]` at `target_rate`, in [-1, 1].
 
-    Clips under 0.1 s, and values far beyond [-1, 1], are warned of.
+    Clips under 0.1 s, and values far beyond [-1, 1], are logged as warnings.
 
     Args:
         audio: A path, an `http(s)://` URL, a `data:` URI, an audio file's bytes or the open file, a dict of `datasets`
             (`{"array", "sampling_rate"}`, `{"bytes"}` or `{"path"}`), or an array, tensor or list of samples. Arrays may be
             `[samples]`, `[channels, samples]` or `[samples, channels]` (the shorter axis is the channels); integer
             arrays are scaled by their type's range. Files may be wav, flac, ogg, mp3 and whatever else libsndfile reads.
-        sampling_rate: The rate of an array, in Hz; `target_rate` is assumed, with a warning, if it is missing.
-        target_rate: The rate to return, in Hz: 16 kHz, which BEATs works at, unless told otherwise.
+        sampling_rate: The rate of an array, in Hz. Without it, `target_rate` is assumed, with a warning.
+        target_rate: The rate to return, in Hz; by default 16 kHz, the rate of BEATs.
 
     Raises:
         FileNotFoundError, IsADirectoryError: if a path does not exist, or is a folder.
@@ -72,42 +79,40 @@ def load_waveform(audio, sampling_rate: int | None = None, target_rate: int = SA
     if isinstance(audio, dict):
         if audio.get("array") is not None:
             return load_waveform(audio["array"], audio.get("sampling_rate") or sampling_rate, target_rate)
-        if audio.get("bytes") is not None:
-            return load_waveform(audio["bytes"], target_rate=target_rate)
-        if audio.get("path") is not None:
-            return load_waveform(audio["path"], target_rate=target_rate)
+        for key in ("bytes", "path"):
+            if audio.get(key) is not None:
+                return load_waveform(audio[key], target_rate=target_rate)
         raise ValueError(f"an audio dict needs 'array', 'bytes' or 'path', got the keys {sorted(audio)}")
     if hasattr(audio, "read"):
         if audio.seekable():
             audio.seek(0)
         audio = audio.read()
-    if isinstance(audio, (str, os.PathLike, bytes, bytearray, memoryview)):
-        with open_sound(audio) as sound:
-            name, sampling_rate = sound.xacle_name, sound.samplerate
-            try:
-                samples = sound.read(dtype="float32", always_2d=True).mean(axis=1)
-            except sf.LibsndfileError as error:
-                raise ValueError(_undecodable(name, error)) from error
-            if len(samples) < 0.99 * sound.frames:
-                message = f"{name} is cut off or damaged: it announces {sound.frames} samples and holds {len(samples)}"
-                if sound.format != "MP3":
-                    raise ValueError(f"{message}; copy or export it again")
-                logger.warning(message)  # only an estimate where an mp3 has no index
-    elif isinstance(audio, (np.ndarray, torch.Tensor, list, tuple)):
-        name, samples = "the audio array", audio
-    else:
+    if not isinstance(audio, (*FILE_TYPES, *ARRAY_TYPES)):
         raise TypeError(f"audio must be a path, URL, bytes, dict, array or tensor, got {type(audio).__name__}")
+    samples, name = audio, _name_of(audio)
+    if isinstance(audio, FILE_TYPES):
+        samples, sampling_rate = _decode(audio)
     waveform = _resample(_to_mono(samples, name), sampling_rate, target_rate)
     if waveform.size == 0:
         raise ValueError(f"{name} holds no samples")
     if not np.isfinite(waveform).all():
         raise ValueError(f"{name} holds NaN or infinite samples; re-export it")
     if not isinstance(audio, Waveform):
-        _warn_of(waveform, len(waveform) / target_rate, name)
+        _warn_of_unusual(waveform, len(waveform) / target_rate, name)
     return waveform.view(Waveform)
 
 
-def _warn_of(waveform: np.ndarray, seconds: float, name: str) -> None:
+def _name_of(audio) -> str:
+    """How messages call a sound."""
+    if isinstance(audio, ARRAY_TYPES):
+        return "the audio array"
+    if isinstance(audio, (bytes, bytearray, memoryview)):
+        return f"the audio given as {len(audio)} bytes"
+    path = os.fspath(audio)
+    return f"the audio given as '{path[:40]}...'" if _starts_with("data:", path) else path
+
+
+def _warn_of_unusual(waveform: np.ndarray, seconds: float, name: str) -> None:
     if seconds < MIN_CLIP_SECONDS:
         logger.warning(f"{name} lasts {1000 * seconds:.3g} ms: nearly all that is scored is the silence it is padded with")
     if (peak := np.abs(waveform).max()) > MAX_AMPLITUDE:
@@ -116,34 +121,83 @@ def _warn_of(waveform: np.ndarray, seconds: float, name: str) -> None:
         )
 
 
-def open_sound(source):
-    """Open a sound given by path, URL, `data:` URI or bytes, as a `soundfile.SoundFile` whose `xacle_name` says what it is.
+# --- Files ---------------------------------------------------------------------------------------------------------------
 
-    soundfile rather than whatever else is installed: a score must not depend on the decoder.
+
+def open_sound(source) -> "sf.SoundFile":
+    """Open a sound given by path, URL, `data:` URI or bytes, to look at its header or to decode it.
+
+    By soundfile, whatever else is installed: a score must not depend on the decoder.
 
     Raises:
         FileNotFoundError, ValueError: see [`load_waveform`]. A wav or ogg file that ends before its end is refused.
     """
     if not (is_soundfile_available() and is_soxr_available()):
         raise ImportError("reading audio files needs soundfile and soxr: `pip install soundfile soxr`")
-    name, file = _locate(source)
+    file = _fetch(source)
     try:
         sound = sf.SoundFile(file)
     except (sf.LibsndfileError, TypeError) as error:  # the latter for .raw files, which have no header
-        raise ValueError(_undecodable(name, error)) from error
-    sound.xacle_name = name
-    # libsndfile reads what there is and only notes what is missing. (Streamed wavs declare a size of 0 or 2**32 - 1.)
-    wav_size = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, flags=re.MULTILINE)
-    if (wav_size and 1.01 * int(wav_size[2]) < int(wav_size[1]) < 2**31 - 1) or _lacks_end(sound.format, file):
+        raise ValueError(_undecodable(source, error)) from error
+    if _lacks_samples(sound) or (sound.format == "OGG" and _lacks_last_page(file)):
         sound.close()
-        raise ValueError(f"{name} is cut off: it ends before the end its header announces; copy or export it again")
+        raise ValueError(f"{_name_of(source)} is cut off: it ends before the end its header announces; copy or export it again")
     return sound
 
 
-def _lacks_end(container: str, file: str | io.BytesIO) -> bool:
+def _decode(source) -> tuple[np.ndarray, int]:
+    """A file -> the mean of its channels `[samples]`, and its rate in Hz."""
+    with open_sound(source) as sound:
+        try:
+            samples = sound.read(dtype="float32", always_2d=True).mean(axis=1)
+        except sf.LibsndfileError as error:
+            raise ValueError(_undecodable(source, error)) from error
+        if len(samples) < 0.99 * sound.frames:
+            name = _name_of(source)
+            message = f"{name} is cut off or damaged: it announces {sound.frames} samples and holds {len(samples)}"
+            if sound.format != "MP3":
+                raise ValueError(f"{message}; copy or export it again")
+            logger.warning(message)  # only an estimate where an mp3 has no index
+        return samples, sound.samplerate
+
+
+def _fetch(source) -> str | io.BytesIO:
+    """Path, URL, data URI or bytes -> what soundfile opens."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source)
+    source = os.fspath(source)
+    if _starts_with("data:", source):
+        return io.BytesIO(base64.b64decode(source.partition(",")[2]))
+    if _starts_with("https?://", source):
+        try:
+            response = httpx.get(source, follow_redirects=True, timeout=URL_TIMEOUT_SECONDS)
+            response.raise_for_status()
+        except httpx.HTTPError as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]  # the rest is a link to what 404 means
+            raise ValueError(f"cannot fetch {source}: {reason}") from error
+        return io.BytesIO(response.content)
+    if os.path.isdir(source):
+        raise IsADirectoryError(f"'{source}' is a folder, not an audio file")
+    if not os.path.isfile(source):
+        raise FileNotFoundError(f"no audio file at '{source}'")
+    return source
+
+
+def _starts_with(scheme: str, source: str) -> bool:
+    return re.match(scheme, source, re.IGNORECASE) is not None
+
+
+def _lacks_samples(sound) -> bool:
+    """Whether a wav file stops before the size in its header: libsndfile reads what there is and only notes this.
+
+    Streamed wav files declare a size of 0 or 2**32 - 1.
+    """
+    size = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, flags=re.MULTILINE)
+    return size is not None and 1.01 * int(size[2]) < int(size[1]) < 2**31 - 1
+
+
+def _lacks_last_page(file: str | io.BytesIO) -> bool:
     """Whether an Ogg file stops before the page that is marked as its last (RFC 3533, section 6)."""
-    if container != "OGG":
-        return False
     if isinstance(file, str):
         with open(file, "rb") as opened:
             opened.seek(max(0, os.path.getsize(file) - MAX_OGG_PAGE))
@@ -156,43 +210,24 @@ def _lacks_end(container: str, file: str | io.BytesIO) -> bool:
     return not (complete and tail[page + 5] & 4)
 
 
-def _locate(source) -> tuple[str, str | io.BytesIO]:
-    """Path, URL, data URI or bytes -> a name for messages, and what soundfile opens."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return f"the audio given as {len(source)} bytes", io.BytesIO(source)
-    source = os.fspath(source)
-    if re.match("data:", source, re.IGNORECASE):
-        return f"the audio given as '{source[:40]}...'", io.BytesIO(base64.b64decode(source.partition(",")[2]))
-    if re.match("https?://", source, re.IGNORECASE):
-        try:
-            response = httpx.get(source, follow_redirects=True, timeout=URL_TIMEOUT_SECONDS)
-            response.raise_for_status()
-        except httpx.HTTPError as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]  # the rest is a link to what 404 means
-            raise ValueError(f"cannot fetch {source}: {reason}") from error
-        return source, io.BytesIO(response.content)
-    if os.path.isdir(source):
-        raise IsADirectoryError(f"'{source}' is a folder, not an audio file")
-    if not os.path.isfile(source):
-        raise FileNotFoundError(f"no audio file at '{source}'")
-    return source, source
-
-
-def _undecodable(name: str, error: Exception) -> str:
+def _undecodable(source, error: Exception) -> str:
     reason = re.sub(r"^Error (: |opening .*?: )", "", str(error)).rstrip(".")
-    if reason.startswith("File does not exist"):  # what libsndfile says of an mp3 without a frame, too
+    if reason.startswith("File does not exist"):  # libsndfile's message for an mp3 without a frame, too
         reason = "no audio is found in it"
     if isinstance(error, TypeError):
         reason = "it has no header"
     return (
-        f"cannot decode {name}: {reason}. It may be empty, damaged or no audio at all; "
+        f"cannot decode {_name_of(source)}: {reason}. It may be empty, damaged or no audio at all; "
         "wav, flac, ogg and mp3 are read (convert others, e.g. `ffmpeg -i in.m4a out.wav`)"
     )
 
 
+# --- Samples -------------------------------------------------------------------------------------------------------------
+
+
 def _to_mono(samples, name: str) -> np.ndarray:
     """Array, tensor or list of samples, one channel or several -> float32 `[samples]`. `name` is for messages."""
-    integers_in_a_list = isinstance(samples, (list, tuple))
+    is_list = isinstance(samples, (list, tuple))
     if isinstance(samples, torch.Tensor):
         samples = samples.detach().cpu()
         samples = (samples.float() if samples.is_floating_point() else samples).numpy()
@@ -202,19 +237,25 @@ def _to_mono(samples, name: str) -> np.ndarray:
             "an audio array must hold numbers and be [samples] or [channels, samples], got the shape "
             f"{list(waveform.shape)} of {waveform.dtype}"
         )
-    if waveform.dtype.kind in "iu" and not integers_in_a_list:
-        if waveform.dtype.itemsize > 4:
-            raise ValueError(f"{name} is {waveform.dtype}, which has no range of loudness; pass int16 or floats in [-1, 1]")
-        half_range = 2.0 ** (8 * waveform.dtype.itemsize - 1)
-        if waveform.dtype == np.int32 and waveform.any() and np.abs(waveform.astype(np.int64)).max() < 2**15:
-            logger.warning(f"{name} is {waveform.dtype} with the range of int16: it is read as very quiet; make it int16")
-        waveform = (waveform.astype(np.float64) - (half_range if waveform.dtype.kind == "u" else 0.0)) / half_range
+    if waveform.dtype.kind in "iu" and not is_list:  # integers in a list have no type to scale by
+        waveform = _scale_integers(waveform, name)
     waveform = waveform.astype(np.float32)
+    if waveform.size == 0:
+        return waveform.reshape(-1)
     if waveform.ndim == 2:
-        if waveform.size == 0:
-            return waveform.reshape(-1)
         waveform = waveform.mean(axis=0 if waveform.shape[0] <= waveform.shape[1] else 1)
     return waveform
+
+
+def _scale_integers(samples: np.ndarray, name: str) -> np.ndarray:
+    """Integers -> [-1, 1], float64, by their type's range."""
+    if samples.dtype.itemsize > 4:
+        raise ValueError(f"{name} is {samples.dtype}, which has no range of loudness; pass int16 or floats in [-1, 1]")
+    if samples.dtype == np.int32 and samples.any() and np.abs(samples.astype(np.int64)).max() < 2**15:
+        logger.warning(f"{name} is {samples.dtype} with the range of int16: it is read as very quiet; make it int16")
+    half_range = 2.0 ** (8 * samples.dtype.itemsize - 1)
+    center = half_range if samples.dtype.kind == "u" else 0.0
+    return (samples.astype(np.float64) - center) / half_range
 
 
 def _resample(waveform: np.ndarray, sampling_rate: int | None, target_rate: int) -> np.ndarray:

@@ -7,6 +7,7 @@ caption --tokenize as plain text--> ids <|AUDIO_START|> <|AUDIO|>x100 <|AUDIO_EN
 import math
 from itertools import groupby
 from numbers import Real
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, Processo
 from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.utils import logging
 
-from .audio_xacle import MAX_CLIP_SECONDS, MAX_FBANK_BATCH, MIN_SAMPLES, SAMPLING_RATE, fbank, load_waveform
+from .audio_xacle import MAX_FBANK_BATCH, MAX_SAMPLES, MIN_SAMPLES, SAMPLING_RATE, fbank, load_waveform
 
 # Saving the processor copies the modules it imports: this line makes the pipeline travel with the model folder.
 from .pipeline_xacle import XaclePipeline  # noqa: F401
@@ -25,11 +26,11 @@ logger = logging.get_logger(__name__)
 
 class XacleFeatureExtractor(SequenceFeatureExtractor):
     r"""
-    Waveforms -> normalised fbank, the input of BEATs.
+    Sounds -> normalized fbank, the input of BEATs.
 
     Args:
         feature_size (`int`, defaults to 128): Mel bins.
-        sampling_rate (`int`, defaults to 16000): The only rate BEATs knows; other audio is resampled.
+        sampling_rate (`int`, defaults to 16000): The rate of BEATs, the only one; other audio is resampled.
         padding_value (`float`, defaults to 0.0): Value of padded samples.
         fbank_mean, fbank_std (`float`): AudioSet's statistics. Features are `(fbank - mean) / (2 * std)`.
     """
@@ -54,8 +55,8 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def max_samples(self) -> int:
-        """Samples of the longest clip BEATs is given: 160000."""
-        return int(MAX_CLIP_SECONDS * self.sampling_rate)
+        """Samples of the longest clip, and of a window: 160000, 10 s."""
+        return MAX_SAMPLES
 
     def fetch_audio(self, audio, sampling_rate: int | None = None):
         """One sound or a list of sounds (see [`load_waveform`]) -> one waveform `[samples]`, or a list of them."""
@@ -88,7 +89,7 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         truncation: bool = True,
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
     ) -> BatchFeature:
         """
         Args:
@@ -110,45 +111,90 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         if not waveforms:
             raise ValueError("no audio was given")
         max_length = max_length or self.max_samples
+        if truncation:
+            waveforms = self._truncate(waveforms, max_length)
+        padded = self._pad(waveforms, padding, max_length)
+        features = self._normalized_fbank(padded, device)
+        data = {"input_features": features if return_tensors == "pt" else [clip.cpu().numpy() for clip in features]}
+        if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
+            data["attention_mask"] = [
+                self._frame_mask(len(waveform), len(samples), len(clip))
+                for waveform, samples, clip in zip(waveforms, padded, features, strict=True)
+            ]
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _truncate(self, waveforms: list[np.ndarray], max_length: int) -> list[np.ndarray]:
         too_long = [len(waveform) for waveform in waveforms if len(waveform) > max_length]
-        if too_long and truncation:
+        if too_long:
             logger.warning(
                 f"{len(too_long)} of {len(waveforms)} clips are longer than {max_length / self.sampling_rate:g} s (up to "
                 f"{max(too_long) / self.sampling_rate:.2f} s): only the beginning is used. The pipeline and `xacle score` "
                 "score long clips in windows"
             )
-        if truncation:
-            waveforms = [waveform[:max_length] for waveform in waveforms]
-        lengths = [len(waveform) for waveform in waveforms]
-        targets = {"max_length": max_length, "longest": max(lengths), True: max(lengths), "do_not_pad": 0, False: 0}
+        return [waveform[:max_length] for waveform in waveforms]
+
+    def _pad(self, waveforms: list[np.ndarray], padding: bool | str, max_length: int) -> list[torch.Tensor]:
+        longest = max(map(len, waveforms))
+        targets = {"max_length": max_length, "longest": longest, True: longest, "do_not_pad": 0, False: 0}
         if padding not in targets:
             raise ValueError(f"padding must be 'max_length', 'longest' or False, got {padding!r}")
         target = targets[padding]
-        padded = [
+        if (shortest := max(target, min(map(len, waveforms)))) < MIN_SAMPLES:
+            raise ValueError(
+                f"a clip of {shortest} samples is too short for one patch of BEATs: without padding, {MIN_SAMPLES} samples "
+                f"({MIN_SAMPLES / self.sampling_rate} s) are needed"
+            )
+        return [
             F.pad(torch.from_numpy(waveform), (0, max(0, target - len(waveform))), value=self.padding_value)
             for waveform in waveforms
         ]
-        if min(map(len, padded)) < MIN_SAMPLES:
-            raise ValueError(
-                f"a clip of {min(map(len, padded))} samples is too short for one patch of BEATs: without padding, "
-                f"{MIN_SAMPLES} samples ({MIN_SAMPLES / self.sampling_rate} s) are needed"
-            )
+
+    def _normalized_fbank(self, waveforms: list[torch.Tensor], device: str | torch.device) -> list[torch.Tensor]:
+        """`[frames, feature_size]` of each clip; neighbors of one length share batches."""
         features = []
-        for _, group in groupby(padded, key=len):
+        for _, group in groupby(waveforms, key=len):
             for batch in torch.stack(list(group)).split(MAX_FBANK_BATCH):
-                normalised = (fbank(batch.to(device), self.feature_size) - self.fbank_mean) / (2 * self.fbank_std)
-                features.extend(normalised)
-        data = {"input_features": features if return_tensors == "pt" else [clip.cpu().numpy() for clip in features]}
-        if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
-            # Microsoft's rule: the samples are dealt out to the frames evenly; a frame counts if any of its samples does.
-            data["attention_mask"] = [
-                (np.arange(len(clip)) * (len(waveform) // len(clip)) < length).astype(np.int32)
-                for clip, waveform, length in zip(features, padded, lengths, strict=True)
-            ]
-        return BatchFeature(data, tensor_type=return_tensors)
+                features.extend((fbank(batch.to(device), self.feature_size) - self.fbank_mean) / (2 * self.fbank_std))
+        return features
+
+    @staticmethod
+    def _frame_mask(length: int, padded_length: int, frames: int) -> np.ndarray:
+        """Microsoft's rule, `[frames]`: samples are dealt out to frames evenly; a frame counts if any of its samples does."""
+        return (np.arange(frames) * (padded_length // frames) < length).astype(np.int32)
 
 
 # --- Sound and caption -> model inputs -----------------------------------------------------------------------------------
+
+
+class XacleTextKwargs(TypedDict, total=False):
+    """
+    padding (`bool` or `str`, defaults to `True`), max_length (`int`), pad_to_multiple_of (`int`):
+        How rows of tokens are padded, for compiled models that want few lengths.
+    truncation: Accepted since callers pass it by habit, and without effect: rows are never cut, captions are, at
+        `max_caption_tokens`.
+    return_tensors: Only `"pt"`.
+    """
+
+    padding: bool | str
+    max_length: int
+    pad_to_multiple_of: int
+    truncation: bool | str
+    return_tensors: str
+
+
+class XacleAudioKwargs(TypedDict, total=False):
+    """
+    The two arguments of [`XacleFeatureExtractor`] that need no `audio_kwargs={...}` around them. Padding and lengths do:
+    outside of it they concern the tokens, and a clip becomes 10 s.
+    """
+
+    sampling_rate: int
+    device: str | torch.device
+
+
+class XacleProcessorKwargs(ProcessingKwargs, total=False):
+    text_kwargs: XacleTextKwargs
+    audio_kwargs: XacleAudioKwargs
 
 
 class XacleProcessor(ProcessorMixin):
@@ -164,7 +210,9 @@ class XacleProcessor(ProcessorMixin):
         max_caption_tokens (`int`, defaults to 256): Longer captions are cut, with a warning.
     """
 
+    valid_processor_kwargs = XacleProcessorKwargs
     text_kwargs = {"padding": True, "return_tensors": "pt"}
+    audio_kwargs = {"return_tensors": "pt"}
 
     def __init__(
         self,
@@ -209,18 +257,16 @@ class XacleProcessor(ProcessorMixin):
         return ["input_ids", "input_features"]
 
     def __call__(
-        self, text: str | list[str] | None = None, audio=None, task: str | None = None, **kwargs: Unpack[ProcessingKwargs]
+        self, text: str | list[str] | None = None, audio=None, task: str | None = None, **kwargs: Unpack[XacleProcessorKwargs]
     ) -> BatchFeature:
         """
         Args:
-            text: One caption or a list. Captions are data: a special token spelled out in one is tokenised as plain text.
+            text: One caption or a list. Captions are data: a special token written in one is tokenized as plain text.
             audio: One sound or a list, by path, URL, bytes, dict, array or tensor (see [`load_waveform`]).
             task: `"scoring"` (the default) puts the audio and `<|SCORE|>` after the caption. `"captioning"` puts the caption
                 after the audio and adds `labels`; without `text` it gives the prompt for `generate`.
             sampling_rate (`int`): The rate of arrays, in Hz.
-            padding (`bool` or `str`, defaults to `True`), max_length (`int`), pad_to_multiple_of (`int`): How rows of tokens
-                are padded, for compiled models that want few lengths. Rows are never cut: captions are, at
-                `max_caption_tokens`, whether or not the customary `truncation` is passed.
+            padding (`bool` or `str`), max_length (`int`), pad_to_multiple_of (`int`): For tokens, see [`XacleTextKwargs`].
             text_kwargs, audio_kwargs (`dict`): The same for the tokens, and any argument of [`XacleFeatureExtractor`].
 
         One caption with several sounds, or one sound with several captions, makes every pair: the sound is encoded once.
@@ -235,7 +281,7 @@ class XacleProcessor(ProcessorMixin):
         Raises:
             ValueError, TypeError: for input that makes no pairs, and for unknown arguments; see also [`load_waveform`].
         """
-        text_options, audio_options = self._options(kwargs)
+        text_kwargs, audio_kwargs = self._split_kwargs(kwargs)
         if task not in (None, "scoring", "captioning"):
             raise ValueError(f"task must be 'scoring' or 'captioning', got {task!r}")
         if text is None and audio is None:
@@ -249,7 +295,7 @@ class XacleProcessor(ProcessorMixin):
                 raise ValueError(
                     f"an array [{channels}, samples] is one sound of {channels} channels; pass {channels} clips as a list"
                 )
-            data.update(self.feature_extractor(audio, **audio_options))
+            data.update(self.feature_extractor(audio, **audio_kwargs))
             clips = len(data["input_features"])
             if captions is not None and len(captions) != clips and 1 not in (len(captions), clips):
                 raise ValueError(f"got {len(captions)} captions and {clips} sounds; pass as many of each, or one of either")
@@ -263,7 +309,7 @@ class XacleProcessor(ProcessorMixin):
             rows = [prompt + answer for answer in answers]
         else:
             rows = [[*ids, *prompt, self.score_token_id] for ids in self.tokenize_captions(captions)]
-        length = self._padded_length(rows, **text_options)
+        length = self._padded_length(rows, **text_kwargs)
         data["input_ids"] = self._pad(rows, length, self.tokenizer.pad_token_id)
         if captions is None or task == "captioning":
             data["attention_mask"] = self._pad([[1] * len(row) for row in rows], length, 0)
@@ -271,28 +317,26 @@ class XacleProcessor(ProcessorMixin):
             data["labels"] = self._pad([[-100] * len(prompt) + answer for answer in answers], length, -100)
         return BatchFeature(data)
 
-    def _options(self, kwargs: dict) -> tuple[dict, dict]:
-        """A call's keyword arguments -> those of `_padded_length` and of the feature extractor; refuses all others.
+    def _split_kwargs(self, kwargs: dict) -> tuple[dict, dict]:
+        """A call's keyword arguments -> those of `_padded_length` and of the feature extractor.
 
-        Padding and lengths outside `audio_kwargs` concern the tokens: a clip always becomes 10 s unless told otherwise.
+        transformers would ignore unknown ones; here they are refused, since a misspelled `sampling_rate` changes the score.
         """
-        text_names = {"padding", "max_length", "pad_to_multiple_of", "truncation", "return_tensors"}
-        groups = {"text_kwargs", "audio_kwargs", "common_kwargs"}
-        given = [*kwargs, *kwargs.get("text_kwargs", {}), *kwargs.get("common_kwargs", {})]
-        if unknown := [name for name in given if name not in text_names | groups | {"sampling_rate", "device"}]:
+        text_names, audio_names = XacleTextKwargs.__annotations__, XacleAudioKwargs.__annotations__
+        known = {*text_names, *audio_names, "text_kwargs", "audio_kwargs"}
+        if unknown := [name for name in kwargs if name not in known]:
             raise TypeError(f"XacleProcessor has no argument {', '.join(map(repr, unknown))}")
-        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        text_options, merged_audio = merged["text_kwargs"], merged["audio_kwargs"]
-        if text_options.get("return_tensors", "pt") != "pt":
-            raise ValueError(f"XacleProcessor returns PyTorch tensors, got return_tensors={text_options['return_tensors']!r}")
-        audio_options = {name: merged_audio[name] for name in ("sampling_rate", "device") if name in merged_audio}
-        audio_options |= {**kwargs.get("audio_kwargs", {}), "return_tensors": "pt"}
-        names = ("padding", "max_length", "pad_to_multiple_of")
-        return {name: text_options[name] for name in names if name in text_options}, audio_options
+        if unknown := [name for name in kwargs.get("text_kwargs", {}) if name not in text_names]:
+            raise TypeError(f"text_kwargs of XacleProcessor has no argument {', '.join(map(repr, unknown))}")
+        merged = self._merge_kwargs(**kwargs)
+        for options in (merged["text_kwargs"], merged["audio_kwargs"]):
+            if options["return_tensors"] != "pt":
+                raise ValueError(f"XacleProcessor returns PyTorch tensors, got return_tensors={options['return_tensors']!r}")
+        return merged["text_kwargs"], merged["audio_kwargs"]
 
     @staticmethod
-    def _padded_length(rows, padding: bool | str = True, max_length: int | None = None, pad_to_multiple_of=None) -> int:
-        """The length in tokens that all `rows` are padded to."""
+    def _padded_length(rows, padding: bool | str, max_length: int | None = None, pad_to_multiple_of=None, **_) -> int:
+        """The length in tokens that all `rows` are padded to. Takes the [`XacleTextKwargs`] and heeds those on length."""
         length = max(map(len, rows))
         if padding == "max_length":
             if max_length is None or length > max_length:
@@ -320,18 +364,18 @@ class XacleProcessor(ProcessorMixin):
         return captions
 
     def tokenize_captions(self, captions: list[str]) -> list[list[int]]:
-        """Token ids of each caption as plain text: no special token is recognised or added, at most `max_caption_tokens`."""
+        """Token ids of each caption as plain text: no special token is recognized or added, at most `max_caption_tokens`."""
         added = self.tokenizer.get_added_vocab()
-        spelled_out = [any(token in caption for token in added) for caption in captions]
-        plain = [caption for caption, special in zip(captions, spelled_out, strict=True) if not special]
+        with_tokens = [any(token in caption for token in added) for caption in captions]
+        plain = [caption for caption, special in zip(captions, with_tokens, strict=True) if not special]
         plain_ids = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else ())
         token_ids = []
-        for caption, special in zip(captions, spelled_out, strict=True):
+        for caption, special in zip(captions, with_tokens, strict=True):
             ids = self._tokenize_without_added_tokens(caption) if special else next(plain_ids)
             if len(ids) > self.max_caption_tokens:
-                shown = caption if len(caption) <= 60 else caption[:57] + "..."
+                start = caption if len(caption) <= 60 else caption[:57] + "..."
                 logger.warning(
-                    f"a caption of {len(ids)} tokens was cut to max_caption_tokens={self.max_caption_tokens}: '{shown}'"
+                    f"a caption of {len(ids)} tokens was cut to max_caption_tokens={self.max_caption_tokens}: '{start}'"
                 )
             token_ids.append(ids[: self.max_caption_tokens])
         return token_ids

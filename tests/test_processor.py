@@ -118,9 +118,11 @@ def test_captioning_inputs(processor):
         ({"text": ["a", "b"], "audio": np.stack([CLIP, CLIP])}, ValueError, "pass 2 clips as a list"),
         ({"text": "a", "task": "rating"}, ValueError, "'scoring' or 'captioning'"),
         ({"text": "a", "return_tensors": "np"}, ValueError, "returns PyTorch tensors"),
+        ({"text": "a", "audio": CLIP, "audio_kwargs": {"return_tensors": "np"}}, ValueError, "returns PyTorch tensors"),
         ({"text": "a", "padding": "max_length", "max_length": 64}, ValueError, "max_length of at least 104"),
         ({"text": ["a", "a b c"], "padding": False}, ValueError, "need padding"),
         ({"text": "a", "paddng": True}, TypeError, "no argument 'paddng'"),
+        ({"text": "a", "return_mm_token_type_ids": True}, TypeError, "no argument 'return_mm_token_type_ids'"),
         ({"text": "a", "text_kwargs": {"add_eos": True}}, TypeError, "no argument 'add_eos'"),
         ({"text": "a", "audio": CLIP, "audio_kwargs": {"sample_rate": 44100}}, TypeError, "sample_rate"),
         ({"text": "a", "audio": "missing.wav"}, FileNotFoundError, "missing"),
@@ -150,7 +152,7 @@ print(again(text="Rain <|SCORE|> falls")["input_ids"].tolist())
 """
     folder = tiny_folder.parent / "again"
     assert json.loads(run_python(code, tiny_folder, folder)) == processor(text="Rain <|SCORE|> falls")["input_ids"].tolist()
-    assert {path.name for path in folder.glob("*.py")} == {"processing_xacle.py", "pipeline_xacle.py"}
+    assert {path.name for path in folder.glob("*.py")} == {"processing_xacle.py", "pipeline_xacle.py", "audio_xacle.py"}
 
 
 def test_settings_survive_saving(tmp_path, processor):
