@@ -1,4 +1,4 @@
-"""Hugging Face Inference Endpoints: JSON in, scores out. It travels with the model and needs nothing but the repository.
+"""Hugging Face Inference Endpoints: JSON in, scores out. This file travels with the model and needs no package of its own.
 
     {"inputs": {"audio": "<base64, data: or http(s) URL>", "text": "A dog barks"}}    -> {"score": 7.9}
     {"inputs": {"audio": ..., "text": ["A dog barks", "Rain falls"]}}                 -> {"scores": [7.9, 1.2]}
@@ -9,19 +9,30 @@ then has `windows` as well. `"parameters": {"window": "first"}` takes the first 
 (`Content-Type: audio/...`) needs its caption in the parameters: `{"inputs": <bytes>, "parameters": {"text": ...}}`, which an
 endpoint makes of the query `?text=A+dog+barks`.
 
-What cannot be scored gives `{"error": {"item": 2, "message": "..."}}` in its place, with its number in the list, counted from
-0, and costs no other item. The endpoint fetches the URLs it is given: protect it if its network must not be reached.
+An item that cannot be scored returns `{"error": {"item": 2, "message": "..."}}`, with its number in the list, counted from 0;
+the other items are scored. The endpoint fetches the URLs it is given: keep it private if its network must stay private.
 """
 
 import base64
 import binascii
 import re
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor
 
 BATCH_SIZE = 16  # windows encoded, or pairs of a window and a caption scored, at once
 WINDOWS = ("mean", "first")
+
+
+@dataclass
+class Item:
+    """One item of a request, decoded: the sound's windows `[samples]` and its captions. `several`: they came as a list."""
+
+    windows: list[np.ndarray]
+    captions: list[str]
+    several: bool
 
 
 class EndpointHandler:
@@ -51,18 +62,18 @@ class EndpointHandler:
         return self.score_items([inputs], parameters.get("window", "mean"))[0]
 
     def score_items(self, items: list, window: str) -> list[dict]:
-        """A result for each item, in order; errors stand in the place of those that cannot be scored."""
+        """A result for each item, in order; an error for each that cannot be scored."""
         results, prepared = {}, {}
         for number, item in enumerate(items):
             try:
                 prepared[number] = self.prepare(item, window)
-            except Exception as error:  # whatever is wrong with one item must not cost the others
+            except Exception as error:  # whatever is wrong with one item, the others are scored
                 results[number] = failure(number, str(error) or type(error).__name__)
         results |= self.score(prepared)
         return [results[number] for number in range(len(items))]
 
-    def prepare(self, item, window: str) -> tuple[list, list[str], bool]:
-        """An item -> its windows (waveforms), its captions, and whether a list of captions was given."""
+    def prepare(self, item, window: str) -> Item:
+        """Check and decode an item. Raises whatever is wrong with it."""
         if not isinstance(item, dict) or not {"audio", "text"} <= item.keys():
             got = sorted(map(str, item)) if isinstance(item, dict) else type(item).__name__
             raise ValueError(f"each input must be an object with 'audio' and 'text', got {got}")
@@ -72,64 +83,70 @@ class EndpointHandler:
             raise ValueError("'text' must be a caption or a list of captions")
         extractor = self.processor.feature_extractor
         windows = extractor.windows(extractor.fetch_audio(sound_of(item["audio"])))
-        return windows[: 1 if window == "first" else None], captions, several
+        return Item(windows[: 1 if window == "first" else None], captions, several)
 
-    def score(self, prepared: dict[int, tuple]) -> dict[int, dict]:
-        """Results of prepared items, all in common batches; one by one if that fails, to tell which one it is."""
+    def score(self, prepared: dict[int, Item]) -> dict[int, dict]:
+        """Results of items by their numbers, all in common batches; one by one if that fails, to find the one that fails."""
         if not prepared:
             return {}
         try:
-            scores = iter(self.score_pairs([(windows, captions) for windows, captions, _ in prepared.values()]))
+            scores = self.score_pairs(list(prepared.values()))
         except RuntimeError as error:  # out of memory, as a rule
             if len(prepared) == 1:
                 number = next(iter(prepared))
                 return {number: failure(number, f"it cannot be scored: {str(error).splitlines()[0]}")}
             alone = [self.score({number: item}) for number, item in prepared.items()]
             return {number: result for single in alone for number, result in single.items()}
-        return {number: self.result(next(scores), windows, several) for number, (windows, _, several) in prepared.items()}
+        return {number: self.result(item, part) for (number, item), part in zip(prepared.items(), scores, strict=True)}
 
     @torch.inference_mode()
-    def score_pairs(self, items: list[tuple[list, list[str]]]) -> list[torch.Tensor]:
-        """Windows and captions of each item -> scores `[windows, captions]` of each item. A window is encoded once."""
+    def score_pairs(self, items: list[Item]) -> list[torch.Tensor]:
+        """Scores `[windows, captions]` of each item. A window is encoded once."""
         extractor, device = self.processor.feature_extractor, self.model.device
-        waveforms = [waveform for windows, _ in items for waveform in windows]
+        waveforms = [waveform for item in items for waveform in item.windows]
         audio = []
         for start in range(0, len(waveforms), BATCH_SIZE):
             batch = waveforms[start : start + BATCH_SIZE]
             features = extractor(batch, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"]
             audio += self.model.get_audio_features(features.to(device)).pooler_output
         pairs, first = [], 0
-        for windows, captions in items:
-            pairs += [(first + window, caption) for window in range(len(windows)) for caption in captions]
-            first += len(windows)
+        for item in items:
+            pairs += [(first + window, caption) for window in range(len(item.windows)) for caption in item.captions]
+            first += len(item.windows)
         scores = []
         for start in range(0, len(pairs), BATCH_SIZE):
             batch = pairs[start : start + BATCH_SIZE]
             input_ids = self.processor(text=[caption for _, caption in batch])["input_ids"].to(device)
             embeds = torch.stack([audio[window] for window, _ in batch])
             scores.append(self.model(input_ids, audio_embeds=embeds).scores.cpu())
-        sizes = [(len(windows), len(captions)) for windows, captions in items]
+        sizes = [(len(item.windows), len(item.captions)) for item in items]
         parts = torch.cat(scores).split([windows * captions for windows, captions in sizes])
         return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
 
-    def result(self, scores: torch.Tensor, windows: list, several: bool) -> dict:
+    def result(self, item: Item, scores: torch.Tensor) -> dict:
         """Scores `[windows, captions]` of an item -> its answer."""
-        seconds = torch.tensor([len(window) for window in windows]) / self.processor.feature_extractor.sampling_rate
-        ends = seconds.cumsum(0).tolist()
-        means = (scores * seconds[:, None]).sum(0) / seconds.sum()
+        extractor, samples = self.processor.feature_extractor, [len(window) for window in item.windows]
 
-        def shown(values):
-            return {"scores": values.tolist()} if several else {"score": values[0].item()}
+        def as_json(values) -> dict:
+            return {"scores": values.tolist()} if item.several else {"score": values[0].item()}
 
-        answer = shown(means)
-        if len(windows) > 1:
+        answer = as_json(average_windows(extractor, scores, samples))
+        if len(samples) > 1:
+            ends = (np.cumsum(samples) / extractor.sampling_rate).tolist()
             spans = zip([0.0, *ends[:-1]], ends, scores, strict=True)
-            answer["windows"] = [{"start": start, "end": end, **shown(row)} for start, end, row in spans]
+            answer["windows"] = [{"start": start, "end": end, **as_json(row)} for start, end, row in spans]
         return answer
 
 
+def average_windows(extractor, scores: torch.Tensor, samples: list[int]) -> np.ndarray:
+    """`scores` `[windows, captions]` -> `[captions]`: the model's own average over windows of so many samples."""
+    if hasattr(extractor, "average_windows"):
+        return extractor.average_windows(scores, samples)
+    return np.average(scores.numpy(), axis=0, weights=samples)  # models published before they had the method
+
+
 def sound_of(audio):
-    """What a request gives as audio -> what the feature extractor reads. Never a file of the endpoint's own."""
+    """A request's audio -> what the feature extractor reads: never a file of the endpoint's own."""
     if isinstance(audio, (bytes, bytearray)):
         return bytes(audio)
     if not isinstance(audio, str):

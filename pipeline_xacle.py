@@ -1,5 +1,7 @@
 """`pipeline(model=..., trust_remote_code=True)`: `{"audio": ..., "text": ...}` -> `{"score": 0-10}`."""
 
+from itertools import accumulate
+
 import torch
 from transformers.pipelines.base import ChunkPipeline
 
@@ -39,20 +41,20 @@ class XaclePipeline(ChunkPipeline):
         waveform = extractor.fetch_audio(inputs["audio"], inputs.get("sampling_rate"))
         windows = extractor.windows(waveform)[: 1 if window == "first" else None]
         for index, samples in enumerate(windows):
-            start = index * extractor.max_samples
-            span = torch.tensor([[start, start + len(samples)]]) / extractor.sampling_rate
-            inputs_of_window = self.processor(text=inputs["text"], audio=samples, sampling_rate=extractor.sampling_rate)
-            yield {"is_last": index == len(windows) - 1, "span": span, **inputs_of_window}
+            model_inputs = self.processor(text=inputs["text"], audio=samples, sampling_rate=extractor.sampling_rate)
+            yield {"is_last": index == len(windows) - 1, "samples": torch.tensor([len(samples)]), **model_inputs}
 
     def _forward(self, model_inputs):
-        is_last, span = model_inputs.pop("is_last"), model_inputs.pop("span")
-        return {"is_last": is_last, "span": span, "scores": self.model(**model_inputs).scores}
+        is_last, samples = model_inputs.pop("is_last"), model_inputs.pop("samples")
+        return {"is_last": is_last, "samples": samples, "scores": self.model(**model_inputs).scores}
 
     def postprocess(self, outputs):
-        windows = []
-        for output in outputs:
-            start, end = output["span"].flatten().tolist()
-            windows.append({"start": start, "end": end, "score": output["scores"].item()})
-        seconds = sum(window["end"] - window["start"] for window in windows)
-        score = sum(window["score"] * (window["end"] - window["start"]) for window in windows) / seconds
-        return {"score": score, "windows": windows} if len(windows) > 1 else {"score": score}
+        extractor = self.processor.feature_extractor
+        scores = [output["scores"].item() for output in outputs]
+        samples = [output["samples"].item() for output in outputs]
+        result = {"score": float(extractor.average_windows(scores, samples))}
+        if len(outputs) > 1:
+            ends = [end / extractor.sampling_rate for end in accumulate(samples)]
+            spans = zip([0.0, *ends[:-1]], ends, scores, strict=True)
+            result["windows"] = [{"start": start, "end": end, "score": score} for start, end, score in spans]
+        return result

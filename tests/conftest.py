@@ -3,6 +3,8 @@
 import csv
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,6 +59,17 @@ def processor():
 def tiny_folder(tmp_path_factory) -> Path:
     """A tiny scorer as a user finds it on disk."""
     return save_tiny_scorer(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def old_folder(tiny_folder, tmp_path_factory) -> Path:
+    """The same scorer, saved before its feature extractor had the method `average_windows`."""
+    folder = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("old") / "model")
+    code = folder / "processing_xacle.py"
+    text, removed = re.subn(r"    def average_windows.*?\n(?=    def )", "", code.read_text(), flags=re.DOTALL)
+    assert removed == 1
+    code.write_text(text)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -37,10 +37,10 @@ module.BATCH_SIZE = 2
 answers["small batches"] = handler(requests["mixed"])
 
 # An accelerator without memory for more than one clip, and for none of captions of a certain length.
-def short_of_memory(windows_and_captions, score=handler.score_pairs):
-    if len(windows_and_captions) > 1 or "much too long" in windows_and_captions[0][1]:
+def short_of_memory(items, score=handler.score_pairs):
+    if len(items) > 1 or "much too long" in items[0].captions:
         raise RuntimeError("out of memory")
-    return score(windows_and_captions)
+    return score(items)
 
 handler.score_pairs = short_of_memory
 answers["short of memory"] = handler(requests["mixed"])
@@ -70,8 +70,33 @@ def url(sounds_dir):
 
 
 def test_it_imports_nothing_but_what_an_endpoint_has():
-    assert set(get_imports(ROOT / "handler.py")) == {"base64", "binascii", "re", "torch", "transformers"}
+    assert set(get_imports(ROOT / "handler.py")) == {
+        "base64",
+        "binascii",
+        "dataclasses",
+        "numpy",
+        "re",
+        "torch",
+        "transformers",
+    }
     assert not get_relative_imports(ROOT / "handler.py")
+
+
+def test_models_published_before_average_windows_have_the_same_scores(tiny_folder, old_folder, sounds_dir, run_python):
+    code = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from handler import EndpointHandler
+from pathlib import Path
+request = {"inputs": {"audio": Path(sys.argv[2]).read_bytes(), "text": ["Rain falls", "A siren"]}}
+handlers = [EndpointHandler(folder) for folder in sys.argv[3:]]
+assert [hasattr(handler.processor.feature_extractor, "average_windows") for handler in handlers] == [True, False]
+print(json.dumps([handler(request) for handler in handlers]))
+"""
+    output = run_python(code, ROOT, sounds_dir / "siren.flac", tiny_folder, old_folder)
+    new, old = json.loads(output.splitlines()[-1])
+    assert len(new["windows"]) == 3
+    assert new["scores"] == pytest.approx(old["scores"], abs=1e-6) and new["windows"] == old["windows"]
 
 
 def test_requests_and_answers(tiny_folder, sounds_dir, url, tmp_path, run_python):
