@@ -52,7 +52,7 @@ def read_examples(folder: Path) -> dict[str, tuple[Path, list[str]]]:
 
 
 def check_port(port: int) -> None:
-    """Raise a ValueError if the page cannot be served at `port`: gradio tells only when the model is loaded, and not why."""
+    """Raise a ValueError if the page cannot be served at `port`; gradio does, later and without a reason."""
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -74,11 +74,11 @@ def introduction(model: str) -> str:
 
 
 def build_page(rater: Rater, model: str, examples: dict[str, tuple[Path, list[str]]]) -> gr.Blocks:
-    """The page of a model. What goes wrong with a visitor's sound or captions is told where the ratings would be."""
+    """The page of a model. A problem with a visitor's sound or captions is written where the ratings would be."""
 
     def rate(audio: str | None, captions: str, progress=gr.Progress()) -> str:  # noqa: B008
         try:
-            result = rater.rate(audio, captions, lambda done, of: progress((done, of), desc="Listening", unit="windows"))
+            result = rater.rate(audio, captions, lambda done, of: progress((done, of), desc="Scoring", unit="windows"))
         except InputError as problem:
             return draw_problem(str(problem))
         return draw_result(result)
@@ -140,11 +140,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Serve a page that rates how well a sound matches captions.")
     parser.add_argument("--model", default=os.environ.get("XACLE_MODEL"), help="Folder or Hub id; XACLE_MODEL by default.")
     parser.add_argument("--examples", type=Path, default=HERE / "examples", help="Folder of sounds with a captions.csv.")
-    parser.add_argument("--host", help="Address to listen at; this machine only, by default. 0.0.0.0 for all who can reach it.")
+    parser.add_argument("--host", help="Address to listen at; this machine only, by default. 0.0.0.0 for other machines, too.")
     parser.add_argument("--port", type=int, help="7860, or the next that is free, by default.")
     options = parser.parse_args(arguments)
     if not options.model:
-        sys.exit("error: no model was named; pass --model, or set XACLE_MODEL (in a Space: Settings, Variables)")
+        sys.exit("error: no model is given; pass --model, or set XACLE_MODEL (in a Space: Settings, Variables)")
     try:
         examples = read_examples(options.examples)
         if options.port is not None:

@@ -6,15 +6,16 @@ import math
 from html import escape
 
 import numpy as np
-from PIL import Image
+from matplotlib.image import imsave
+from transformers.audio_utils import hertz_to_mel
 
 from rating import Rating, Result
 
 MAX_COLUMNS = 1200  # of a spectrogram
 FBANK_RANGE = (8.0, 24.0)  # log energy; the same for all sounds, so that a soft one looks soft
-LOW_FREQUENCY, HIGH_FREQUENCY = 20.0, 8000.0
+LOW_FREQUENCY, HIGH_FREQUENCY = 20.0, 8000.0  # Hz, of the fbank
 FREQUENCIES = {250: "250", 1000: "1k", 4000: "4k"}  # Hz, at the spectrogram's side
-COLORS = ((13, 20, 33), (24, 66, 92), (23, 129, 128), (140, 203, 143), (254, 247, 210))  # from silent to loud
+COLORMAP = "magma"  # of matplotlib; dark is soft
 STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120)  # seconds between marks of time
 MAX_MARKS = 6
 MAX_CUT_WINDOWS = 16  # more are too narrow to be cut by lines in the spectrogram
@@ -26,14 +27,14 @@ def number(score: float, decimals: int = 1) -> str:
 
 
 def share(score: float) -> float:
-    """A rating as a share of the scale, 0-1; what lies beyond is shown at its end."""
+    """A rating as a share of the scale, 0-1; ratings beyond the scale are drawn at its end."""
     return min(max(score / 10, 0.0), 1.0)
 
 
 def draw_empty() -> str:
     return f"""
 <div class="xr-card xr-empty"><div class="xr-gauge">{gauge(None)}</div>
-<p>Add a sound and a caption, and see here how well they match.</p></div>"""
+<p>Add a sound and a caption to see how well they match.</p></div>"""
 
 
 def draw_problem(message: str) -> str:
@@ -55,9 +56,9 @@ def gauge(score: float | None) -> str:
     """A half circle from 0 to 10, filled up to the score."""
     arc = 'd="M 20 100 A 80 80 0 0 1 180 100" pathLength="1"'
     value = "" if score is None else f'<path class="xr-value" {arc} stroke-dasharray="{share(score):.4f} 2"/>'
-    said = "no rating yet" if score is None else f"{number(score)} on a scale from 0 to 10"
+    label = "no rating yet" if score is None else f"{number(score)} on a scale from 0 to 10"
     return f"""
-<svg viewBox="0 0 200 124" role="img" aria-label="{said}"><path class="xr-track" {arc}/>{value}
+<svg viewBox="0 0 200 124" role="img" aria-label="{label}"><path class="xr-track" {arc}/>{value}
 <text class="xr-number" x="100" y="96">{DASH if score is None else number(score)}</text>
 <text x="20" y="120">0</text><text x="100" y="120">out of 10</text><text x="180" y="120">10</text></svg>"""
 
@@ -97,10 +98,10 @@ def _windows(rating: Rating, result: Result) -> str:
     """A caption's ratings over time: as bars on the spectrogram's axis, and as text."""
     bars = rows = ""
     for (start, end), score in zip(result.spans, rating.windows, strict=True):
-        width, height, shown = 100 * (end - start) / result.seconds, 100 * share(score), number(score, 2)
+        width, height, rounded = 100 * (end - start) / result.seconds, 100 * share(score), number(score, 2)
         span = f"{_clock(start, result.seconds)}{DASH}{_clock(end, result.seconds)}{_unit(result.seconds)}"
-        bars += f'<span style="width:{width:.3f}%" title="{span}: {shown}"><i style="height:{height:.1f}%"></i></span>'
-        rows += f"<li><span>{span}</span> <b>{shown}</b></li>"
+        bars += f'<span style="width:{width:.3f}%" title="{span}: {rounded}"><i style="height:{height:.1f}%"></i></span>'
+        rows += f"<li><span>{span}</span> <b>{rounded}</b></li>"
     caption = f'<p class="xr-caption">{escape(rating.caption)}</p>' if len(result.ratings) > 1 else ""
     return f'{caption}<div class="xr-windows" aria-hidden="true">{bars}</div><ol class="xr-numbers" role="list">{rows}</ol>'
 
@@ -111,13 +112,8 @@ def spectrogram(fbank: np.ndarray) -> str:
     edges = np.linspace(0, len(fbank), columns, endpoint=False).astype(int)
     pooled = np.add.reduceat(fbank, edges) / np.diff([*edges, len(fbank)])[:, None]
     low, high = FBANK_RANGE
-    levels = np.clip((pooled - low) / (high - low), 0, 1) * 255
-    image = Image.fromarray(np.ascontiguousarray(levels.T[::-1]).astype(np.uint8))
-    stops = np.linspace(0, 255, len(COLORS))
-    palette = np.stack([np.interp(np.arange(256), stops, channel) for channel in zip(*COLORS, strict=True)], axis=1)
-    image.putpalette(palette.round().astype(np.uint8).tobytes())
     file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
+    imsave(file, pooled.T, vmin=low, vmax=high, cmap=COLORMAP, origin="lower", format="png")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -129,7 +125,7 @@ def time_marks(seconds: float) -> list[float]:
 
 def _height(hertz: float) -> float:
     """How high a frequency is in the spectrogram, 0-1: evenly spaced on Kaldi's mel scale."""
-    low, here, high = (math.log(1 + frequency / 700) for frequency in (LOW_FREQUENCY, hertz, HIGH_FREQUENCY))
+    low, here, high = hertz_to_mel(np.array([LOW_FREQUENCY, hertz, HIGH_FREQUENCY]), mel_scale="kaldi")
     return (here - low) / (high - low)
 
 

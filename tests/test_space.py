@@ -76,6 +76,13 @@ print(result.name, result.fbank.shape, *result.notes, sep="|")
     assert "3 windows" in notes[0] and "not calibrated" in notes[1] and len(notes) == 2
 
 
+def test_models_published_before_average_windows_have_the_same_ratings(rater, old_folder, long_sound):
+    captions = "A clock ticks\nA siren rises"
+    new, old = rater.rate(str(long_sound), captions), Rater(str(old_folder)).rate(str(long_sound), captions)
+    assert [rating.windows for rating in new.ratings] == [rating.windows for rating in old.ratings]
+    assert [rating.score for rating in new.ratings] == pytest.approx([rating.score for rating in old.ratings], abs=1e-6)
+
+
 def test_one_sound_has_the_scores_of_the_package(rater, tiny_folder, tmp_path):
     sf.write(tmp_path / "clock.wav", make_sound("clock", 0.5), 16000)
     result = rater.rate(str(tmp_path / "clock.wav"), "A clock ticks")
@@ -84,7 +91,7 @@ def test_one_sound_has_the_scores_of_the_package(rater, tiny_folder, tmp_path):
     assert result.seconds == 0.5 and any("Only 0.5 s" in note for note in result.notes)
 
 
-def test_notes_tell_what_was_cut_and_what_is_off_the_scale(rater, tmp_path, monkeypatch):
+def test_notes_name_what_was_cut_and_what_is_off_the_scale(rater, tmp_path, monkeypatch):
     sf.write(tmp_path / "rain.wav", make_sound("rain", 2), 16000)
     monkeypatch.setattr(rater.model.config, "score_shift", 40.0)
     notes = rater.rate(str(tmp_path / "rain.wav"), "rain " * 300).notes
@@ -105,7 +112,7 @@ def test_notes_tell_what_was_cut_and_what_is_off_the_scale(rater, tmp_path, monk
         (np.zeros(16000 * 601), "A dog barks", "up to 10"),
     ],
 )
-def test_what_cannot_be_rated_is_said_in_words(rater, tmp_path, samples, captions, words):
+def test_what_cannot_be_rated_has_its_reason_in_words(rater, tmp_path, samples, captions, words):
     file = tmp_path / "sound.wav"
     if isinstance(samples, str):
         file.write_text(samples)
@@ -149,7 +156,7 @@ def result_of(*scores: float, windows: int = 1) -> Result:
     return Result("a&b.wav", spans, ratings, np.full((100 * windows, 128), 12.0), ["1 < 2"])
 
 
-def test_a_drawing_shows_all_there_is_and_escapes_it():
+def test_a_result_is_drawn_completely_and_escaped():
     page = draw_result(result_of(7.25, -1.0, windows=3))
     assert "<em>" not in page and "&lt;em&gt;7.25&lt;/em&gt;" in page and "a&amp;b.wav" in page and "1 &lt; 2" in page
     assert re.findall(r'xr-score">([^<]+)<', page) == ["7.25", "\N{MINUS SIGN}1.00"]
@@ -220,7 +227,7 @@ def test_every_example_can_be_rated(rater):
 
 
 def refused(*arguments, env=None) -> str:
-    """What `xacle app` says when it cannot serve a page."""
+    """The message of `xacle app` when it cannot serve a page."""
     result = subprocess.run(
         [sys.executable, "-m", "xacle.cli", "app", *map(str, arguments)],
         capture_output=True,
@@ -232,7 +239,7 @@ def refused(*arguments, env=None) -> str:
     return result.stderr
 
 
-def test_the_command_says_what_is_missing():
+def test_the_command_names_what_is_missing():
     expected = "'no-such-model' cannot be used: there is no such folder" if HAS_GRADIO else "pip install -e '.[space]'"
     message = refused("--model", "no-such-model")
     assert expected in message and "[train]" not in message
@@ -375,14 +382,14 @@ def test_a_long_sound_on_a_phone_in_the_dark(visit, long_sound):
     assert fits(page)
 
 
-def test_problems_are_told_in_the_page(visit, tmp_path):
+def test_problems_are_written_on_the_page(visit, tmp_path):
     page = visit(390)
     page.click("#rate")
     page.wait_for_selector("[role=alert]")
     assert "Add a sound" in page.locator("#result").inner_text()
     (tmp_path / "broken.wav").write_bytes(b"RIFF nothing of the kind")
     page.set_input_files("#sound input[type=file]", tmp_path / "broken.wav")
-    page.wait_for_selector("#result .xr-empty")  # a new sound clears what was said about the one before
+    page.wait_for_selector("#result .xr-empty")  # a new sound clears the message about the one before
     page.fill("#captions textarea", "A dog barks")
     page.click("#rate")
     page.wait_for_selector("[role=alert]")
