@@ -311,7 +311,7 @@ def fbank(waveforms: torch.Tensor, num_mel_bins: int = 128) -> torch.Tensor:
     """Log-mel fbank of Kaldi: `[batch, samples]` in [-1, 1] at 16 kHz -> `[batch, frames, mel bins]`, float32.
 
     Equal to `torchaudio.compliance.kaldi.fbank(waveform * 2**15, num_mel_bins=128, sample_frequency=16000)` for each clip,
-    without torchaudio. Always float32, whatever autocast says: bfloat16 moves the log energies by up to 0.14.
+    without torchaudio. Always float32, even under autocast: bfloat16 moves the log energies by up to 0.14.
     """
     device = waveforms.device
     with torch.autocast(device.type, enabled=False):

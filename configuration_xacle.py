@@ -1,4 +1,4 @@
-"""What a model is made of: `BeatsConfig` for the audio encoder, `XacleConfig` for the whole scorer.
+"""The parts of a model and their settings: `BeatsConfig` for the audio encoder, `XacleConfig` for the whole scorer.
 
 The defaults are the paper's system (arXiv 2602.00604): BEATs iter3+, 100 audio tokens, one gated SwiGLU block,
 Qwen2.5-0.5B-Instruct and a linear score head. The authors' released checkpoint differs in a few fields, which the
@@ -145,7 +145,7 @@ class XacleConfig(PreTrainedConfig):
         audio_config (`BeatsConfig` or `dict`): The audio encoder.
         text_config (`PreTrainedConfig` or `dict`, defaults to Qwen2.5-0.5B-Instruct): Any decoder `AutoConfig` knows.
         num_audio_tokens (`int`, defaults to 100): Audio tokens a 10 s clip is pooled to.
-        audio_pooling (`"adaptive"` or `"time"`, defaults to `"adaptive"`): `"adaptive"` averages neighbours in the encoder's
+        audio_pooling (`"adaptive"` or `"time"`, defaults to `"adaptive"`): `"adaptive"` averages neighbors in the encoder's
             own token order (time-major, frequency fastest), as the released code does; `"time"` first averages the
             frequency patches of each time step, so that a pooled token covers one stretch of time and all frequencies.
         projector_type (`"swiglu"` or `"qformer"`, defaults to `"swiglu"`): How audio states become language-model inputs.
@@ -231,7 +231,7 @@ class XacleConfig(PreTrainedConfig):
             **(kwargs.get("auto_map") or {}),
         }
         kwargs["custom_pipelines"] = {
-            # The Hub knows no task like this one, and shows how to load a model by the task on its card.
+            # The Hub has no task like this one, and displays how to load a model by the task on its card.
             "audio-classification": {
                 "impl": "pipeline_xacle.XaclePipeline",
                 "pt": ["AutoModel"],

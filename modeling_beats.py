@@ -60,9 +60,9 @@ class BeatsEmbeddings(nn.Module):
 
 
 class BeatsPositionalConvEmbedding(nn.Module):
-    """Convolutional position embedding with weight normalisation over each kernel tap.
+    """Convolutional position embedding with weight normalization over each kernel tap.
 
-    The two factors are plain parameters: a parametrised `nn.Conv1d` can be neither pickled nor filled from the meta
+    The two factors are plain parameters: a parametrized `nn.Conv1d` can be neither pickled nor filled from the meta
     device, and transformers renames checkpoint keys that end in `weight_g` and `weight_v`.
     """
 
@@ -203,12 +203,12 @@ class BeatsPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # Flash attention takes no additive bias; transformers would drop it without a word.
+    # Flash attention takes no additive bias; transformers would drop it without a warning.
     _supports_flash_attn = False
     _can_record_outputs = {"hidden_states": BeatsLayer, "attentions": BeatsAttention}
 
     def _init_weights(self, module):
-        """Initialisation of the BEATs paper: DeepNorm's gains in the layers, BERT's normal distribution elsewhere."""
+        """Initialization of the BEATs paper: DeepNorm's gains in the layers, BERT's normal distribution elsewhere."""
         super()._init_weights(module)
         if isinstance(module, BeatsLayer):
             gain = (8 * self.config.num_hidden_layers) ** -0.25 if self.config.deep_norm else 1.0
@@ -260,7 +260,7 @@ class BeatsModel(BeatsPreTrainedModel):
     ) -> tuple | BaseModelOutput:
         """
         Args:
-            input_features: Normalised fbank `[batch, frames, num_mel_bins]`, as [`XacleFeatureExtractor`] returns it.
+            input_features: Normalized fbank `[batch, frames, num_mel_bins]`, as [`XacleFeatureExtractor`] returns it.
             attention_mask: `[batch, frames]`, 1 for frames with sound and 0 for padding.
 
         Returns:
@@ -301,7 +301,7 @@ class BeatsForAudioClassification(BeatsPreTrainedModel):
     ) -> tuple | SequenceClassifierOutput:
         """
         Args:
-            input_features: Normalised fbank `[batch, frames, num_mel_bins]`.
+            input_features: Normalized fbank `[batch, frames, num_mel_bins]`.
             attention_mask: `[batch, frames]`, 1 for frames with sound and 0 for padding.
             labels: Class ids `[batch]` for the cross-entropy loss, or multi-hot floats `[batch, num_labels]` for the binary
                 one (AudioSet); `config.problem_type` decides where the type does not.

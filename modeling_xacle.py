@@ -35,7 +35,7 @@ class XacleScorerOutput(ModelOutput):
     Output of [`XacleForAlignmentScoring`].
 
     Args:
-        loss: ListNet loss of the batch, if `labels` were given.
+        loss: ListNet loss of the batch, if `labels` are passed.
         logits: Output of the score head `[batch, 1]`, float32.
         scores: Ratings on the 0-10 scale `[batch]`, `config.score_shift + config.score_scale * logits`. Not clipped.
         hidden_states: The language model's states, if asked for.
@@ -91,7 +91,7 @@ def spec_augment(features: torch.Tensor, freq_mask_width: int, time_mask_width: 
     """Zero one random band of mel bins and one random stretch of frames of every clip (arXiv 1904.08779).
 
     As in torchaudio, a mask is narrower than its parameter: its width is uniform in `[0, freq_mask_width)`. Zero is the
-    mean of the normalised fbank.
+    mean of the normalized fbank.
 
     Args:
         features: `[clips, frames, mel bins]`.
@@ -250,7 +250,7 @@ class XacleModel(XaclePreTrainedModel):
         self.freeze_audio_encoder()
 
     def freeze_audio_encoder(self) -> None:
-        """Exclude the encoder from training if `config.freeze_audio_encoder` says so."""
+        """Exclude the encoder from training if `config.freeze_audio_encoder` is set."""
         if self.config.freeze_audio_encoder:
             self.audio_tower.requires_grad_(False)
 
@@ -332,13 +332,13 @@ class XacleModel(XaclePreTrainedModel):
         """
         Args:
             input_ids: `[batch, tokens]` with `num_audio_tokens` placeholders a row, as [`XacleProcessor`] makes them.
-            input_features: Normalised fbank of the clips `[clips, frames, 128]`.
+            input_features: Normalized fbank of the clips `[clips, frames, 128]`.
             audio_states: Instead of the fbank, what `get_audio_states` returned `[clips, num_audio_tokens, audio size]`.
             audio_embeds: Instead of either, `get_audio_features(...).pooler_output` `[clips, num_audio_tokens, text size]`.
             audio_index: The clip of each row `[batch]`, for clips that occur in several rows. By default row i has clip i,
                 and a single clip serves all rows.
             attention_mask: `[batch, tokens]`. Not needed for right-padded rows: attention is causal, so no state before
-                the padding sees it, and no mask is the fast path. Positions are counted without the padding.
+                the padding depends on it, and no mask is the fast path. Positions are counted without the padding.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of `input_ids` and `inputs_embeds`")
@@ -473,7 +473,7 @@ class XacleForAlignmentScoring(XaclePreTrainedModel):
 
     def _loss(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if not self.training and len(scores) == 1:
-            logger.warning_once("the ListNet loss of a batch of one says nothing: NaN is returned")
+            logger.warning_once("the ListNet loss of a batch of one is always zero: NaN is returned")
             return torch.full((), torch.nan, device=scores.device)
         return alignment_loss(scores, labels, self.config)
 

@@ -320,7 +320,7 @@ class XacleProcessor(ProcessorMixin):
     def _split_kwargs(self, kwargs: dict) -> tuple[dict, dict]:
         """A call's keyword arguments -> those of `_padded_length` and of the feature extractor.
 
-        transformers would ignore unknown ones; here they are refused, since a misspelled `sampling_rate` changes the score.
+        transformers would ignore unknown ones; here they are refused, since a mistyped `sampling_rate` changes the score.
         """
         text_names, audio_names = XacleTextKwargs.__annotations__, XacleAudioKwargs.__annotations__
         known = {*text_names, *audio_names, "text_kwargs", "audio_kwargs"}

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-# Before transformers is imported: no test reaches for a Hub, and remote code of test models goes to a folder of this run.
+# Before transformers is imported: no test connects to the Hub, and remote code of test models goes to a folder of this run.
 os.environ["HF_HUB_OFFLINE"] = "1"
 MODULES = tempfile.TemporaryDirectory(prefix="xacle-tests-")
 os.environ["HF_MODULES_CACHE"] = MODULES.name
@@ -37,7 +37,7 @@ REFERENCE_ARITHMETIC = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE"}
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The project's larger golden data and real sounds, where they are at hand."""
+    """The project's larger golden data and real sounds, where they are available."""
     if not (SHARED / "golden").is_dir():
         pytest.skip(f"the larger golden data and real sounds are not at {SHARED}")
     return SHARED
@@ -98,7 +98,7 @@ def sounds():
 
 @pytest.fixture
 def transformers_log(caplog, monkeypatch):
-    """What the transformers logger says, which does not reach pytest by default."""
+    """The log of transformers, which pytest does not capture by default."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     return caplog
 

@@ -16,7 +16,7 @@ from xacle.processing_xacle import XacleFeatureExtractor
 
 RATE = 16000
 TONE_RMS = 0.108
-# Coding loss as relative error: for PCM one quantisation step, for lossy codecs what they lose of `tone()`.
+# Coding loss as relative error: for PCM one quantization step, for lossy codecs what they lose of `tone()`.
 FORMATS = [
     ("wav", "PCM_U8", 2**-7 / TONE_RMS),
     ("wav", "PCM_16", 2**-15 / TONE_RMS),
@@ -134,7 +134,7 @@ def test_broken_files_are_named(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("content", [b"", b"ID3nothing", bytes(5000), b"\xff\xfb\x90\x00" * 300])
-def test_a_broken_mp3_is_not_said_to_be_missing(tmp_path, content):
+def test_a_broken_mp3_is_not_reported_as_missing(tmp_path, content):
     path = tmp_path / "sound.mp3"
     path.write_bytes(content)
     for source in (path, content):
@@ -230,18 +230,18 @@ def test_an_open_file_can_be_read_twice(tmp_path):
         np.testing.assert_array_equal(load_waveform(file), tone())
 
 
-def test_suspicious_loudness_is_told(tmp_path, transformers_log):
+def test_suspicious_loudness_is_warned_of(tmp_path, transformers_log):
     load_waveform((tone() * 32767).astype(np.int32), RATE)
     assert "int32 with the range of int16" in transformers_log.text
     sf.write(tmp_path / "loud.wav", tone() * 1000, RATE, subtype="FLOAT")
     transformers_log.clear()
     loaded = load_waveform(tmp_path / "loud.wav")
     XacleFeatureExtractor()(load_waveform(loaded, RATE), RATE)
-    (record,) = transformers_log.records  # not told again of what is passed on
+    (record,) = transformers_log.records  # no second warning when a loaded sound is passed on
     assert "loud.wav has values up to" in record.message
 
 
-def test_hardly_any_sound_is_told(tmp_path, transformers_log):
+def test_hardly_any_sound_is_warned_of(tmp_path, transformers_log):
     sf.write(tmp_path / "click.wav", tone()[:1], RATE)
     assert load_waveform(tmp_path / "click.wav").shape == (1,)
     load_waveform(tone(0.1), RATE)

@@ -128,7 +128,7 @@ def test_copies_and_pickles(folders):
         assert torch.equal(other(features).last_hidden_state, model(features).last_hidden_state)
 
 
-def test_a_fresh_model_starts_with_normalised_kernels():
+def test_a_fresh_model_starts_with_normalized_kernels():
     torch.manual_seed(0)
     embedding = BeatsModel(tiny_beats()).encoder.pos_conv_embed
     direction = embedding.direction.detach()
@@ -136,7 +136,7 @@ def test_a_fresh_model_starts_with_normalised_kernels():
     assert direction.std().item() == pytest.approx((4 / (128 * 48)) ** 0.5, rel=0.1)
 
 
-def test_it_learns_to_tell_sounds_apart():
+def test_it_learns_to_classify_sounds():
     torch.manual_seed(0)
     config = tiny_beats(num_labels=2, num_conv_pos_embeddings=16, layerdrop=0.0)
     model = BeatsForAudioClassification(config).train()

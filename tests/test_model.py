@@ -121,9 +121,9 @@ def test_every_variant_scores_learns_and_survives_saving(make_scorer, processor,
         torch.testing.assert_close(loaded(**inputs).scores, model(**inputs).scores, **CLOSE)
         torch.testing.assert_close(loaded(**inputs).scores, score_alone(model, processor, sounds), **CLOSE)
         one_caption = processor(text="Rain", audio=[sound for sound, _ in sounds], sampling_rate=16000)
-        assert loaded(**one_caption).scores.std() > 1e-5  # it listens
+        assert loaded(**one_caption).scores.std() > 1e-5  # the sound matters
         one_sound = processor(text=[text for _, text in sounds], audio=sounds[0][0], sampling_rate=16000)
-        assert loaded(**one_sound).scores.std() > 1e-5  # and reads
+        assert loaded(**one_sound).scores.std() > 1e-5  # and so does the caption
 
 
 def dict_of_gradients(model) -> dict[str, torch.Tensor]:
@@ -187,7 +187,7 @@ def test_listnet_is_the_cross_entropy_of_two_softmaxes():
     assert same.item() == pytest.approx(listnet_loss(torch.tensor(predictions), torch.tensor(targets), 0.5, 0.5).item())
 
 
-def test_the_models_loss_sees_ratings_on_minus_one_to_one(make_scorer, processor, sounds):
+def test_the_models_loss_takes_ratings_on_minus_one_to_one(make_scorer, processor, sounds):
     model = make_scorer(listnet_temperature=0.7, listnet_prediction_temperature=1.3).eval()
     inputs = processor(text=[text for _, text in sounds], audio=[sound for sound, _ in sounds], sampling_rate=16000)
     labels = torch.tensor([0.0, 10.0, 5.0, 7.5])
@@ -330,7 +330,7 @@ def test_spec_augment_runs_in_training_only_though_the_encoder_is_frozen(make_sc
 def test_a_frozen_encoder_stays_in_evaluation_mode_without_gradients(make_scorer, processor, sounds):
     inputs = processor(text=["Rain", "Wind"], audio=[sounds[0][0], sounds[1][0]], sampling_rate=16000)
     model = make_scorer()
-    model.model.audio_tower.config.layerdrop = 0.9  # would show at once
+    model.model.audio_tower.config.layerdrop = 0.9  # would differ at once
     model.train()
     states = [model.get_audio_states(inputs["input_features"]) for _ in range(3)]
     assert torch.equal(states[0], states[1]) and torch.equal(states[0], states[2])
@@ -401,7 +401,7 @@ def test_generation_from_a_static_cache_and_from_embeddings(make_scorer, process
 
 
 @torch.no_grad()
-def test_audio_features_can_show_the_encoders_states(make_scorer, processor, sounds):
+def test_audio_features_can_include_the_encoders_states(make_scorer, processor, sounds):
     model = make_scorer().eval()
     features = processor(audio=sounds[0][0], sampling_rate=16000)["input_features"]
     outputs = model.get_audio_features(features, output_hidden_states=True)
@@ -437,8 +437,8 @@ def test_xacle_model_alone(make_scorer, processor, sounds):
 
 # On other CPUs than the reference, rounding in empty mel bins moves the chirp's score; the README quotes this bound.
 @pytest.mark.parametrize(("arithmetic", "bound"), [(REFERENCE_ARITHMETIC, 1e-5), ({}, 1e-3)], ids=["reference", "this CPU"])
-def test_the_golden_scores_are_reached_from_files(released_folder, shared, run_python, arithmetic, bound):
-    """The issue's bar: the 4 x 4 scores of the authors' code from wav files, in a process without this package."""
+def test_the_golden_scores_are_reproduced_from_files(released_folder, shared, run_python, arithmetic, bound):
+    """The 4 x 4 scores of the authors' code from wav files, in a process without this package."""
     code = """
 import json, sys, torch
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Captions and sounds -> model inputs: captions are data, long ones are cut loudly, everything survives a round trip."""
+"""Captions and sounds -> model inputs: captions are data, long ones are cut with a warning, all survives saving."""
 
 import json
 
@@ -35,11 +35,11 @@ def test_padding_comes_after_the_score_token(processor):
         assert row == expected + [processor.tokenizer.pad_token_id] * (len(rows[0]) - len(expected))
 
 
-SPELLED_OUT = ["<|SCORE|>", "<|AUDIO|>", "<|AUDIO_START|> rain", "a <|im_end|> b", "x<|endoftext|>"]
+SPECIAL_TOKENS_IN_TEXT = ["<|SCORE|>", "<|AUDIO|>", "<|AUDIO_START|> rain", "a <|im_end|> b", "x<|endoftext|>"]
 
 
-@pytest.mark.parametrize("caption", SPELLED_OUT)
-def test_special_tokens_spelled_out_in_a_caption_are_text(processor, caption):
+@pytest.mark.parametrize("caption", SPECIAL_TOKENS_IN_TEXT)
+def test_special_tokens_written_in_a_caption_are_text(processor, caption):
     (ids,) = processor.tokenize_captions([caption])
     assert not set(ids) & set(processor.tokenizer.get_added_vocab().values())
     assert processor.tokenizer.decode(ids) == caption
