@@ -302,10 +302,10 @@ def evaluate(
 
     If the ratings have a column model_id, also a system at a time.
     """
-    from xacle.core.tables import check_overwrites_none
+    from xacle.core.tables import check_output
     from xacle.scoring.evaluate import evaluate, scatter_plot, write_evaluation
 
-    check_overwrites_none(output, [predictions, ratings])
+    check_output(output, inputs=[predictions, ratings])
     evaluation, scores, means = evaluate(predictions, ratings, bootstrap)
     typer.echo(str(evaluation))
     if output is not None:
@@ -339,10 +339,10 @@ def compare(
 
     Differences are tested by a paired t-test and a paired bootstrap over prompts, corrected for the number of pairs (Holm).
     """
-    from xacle.core.tables import check_overwrites_none
+    from xacle.core.tables import check_output
     from xacle.scoring.compare import compare, comparison_plot, tables_of, write_comparison
 
-    check_overwrites_none(output, tables_of(systems))
+    check_output(output, tables_of(systems), (".json", ".csv"))
     folders = [path.resolve() for path in systems if path.is_dir()]
     if output is not None and output.suffix.lower() == ".csv" and output.resolve().parent in folders:
         raise typer.BadParameter(f"'{output}' would be one of the folder's tables the next time", param_hint="--output")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from xacle.core.tables import check_distinct, check_overwrites_none, check_suffix, write_scores
+from xacle.core.tables import check_distinct, check_output, write_scores
 from xacle.scoring.evaluate import check_same_captions, has_captions, read_predictions, shown
 
 
@@ -37,9 +37,8 @@ def ensemble(members: list[Path], output: Path, low: float = 0.0, high: float = 
     Raises:
         ValueError: if a member lacks a pair another one has (nothing is filled in or left out), or is given twice.
     """
-    check_suffix(output)
+    check_output(output, members)
     check_distinct(members)
-    check_overwrites_none(output, members)
     by_text = any(has_captions(member) for member in members)
     if not by_text:
         check_same_captions(members)

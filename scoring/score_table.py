@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from xacle.core.clips import same_content
 from xacle.core.loading import check_model_folder, usable_device
-from xacle.core.tables import Pair, Problem, TableError, check_suffix, missing_folder, read_pairs, write_problems, write_scores
+from xacle.core.tables import Pair, Problem, TableError, check_output, missing_folder, read_pairs, rejected_file, write_problems, write_scores
 from xacle.scoring.engine import Clip, Engine
 from xacle.scoring.journal import Journal, describe_job, read_journal
 from xacle.scoring.scorer import Scorer
@@ -72,12 +72,9 @@ def score_table(
     """
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
-    rejected = output.with_name(output.name + ".rejected.csv")
-    check_suffix(output)
-    if table.resolve() in (output.resolve(), rejected.resolve()):
-        raise ValueError(f"'{output}' would overwrite the input; choose another --output")
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"'{output}' is a folder, or its folder does not exist; --output names a file to write")
+    rejected = rejected_file(output)
+    for written in (output, rejected):
+        check_output(written, [table])
     if shard is None:
         shard = Shard.of_environment()
         device = device or (None if dtype == "int8" else device_of_process())

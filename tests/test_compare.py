@@ -197,8 +197,8 @@ def test_no_table_is_overwritten_or_taken_for_another_pair(systems, tmp_path):
     tables, _ = systems
     content = tables[1].read_text()
     for given, output, message in [
-        (tables[:2], tables[1], "b.csv' would overwrite a table"),
-        ([tmp_path], tmp_path / "b.csv", "b.csv' would overwrite a table"),
+        (tables[:2], tables[1], "b.csv' would overwrite the input"),
+        ([tmp_path], tmp_path / "b.csv", "b.csv' would overwrite the input"),
         ([tmp_path], tmp_path / "new.csv", "would be one of the folder's tables the next time"),
     ]:
         assert message in refusal("compare", *given, "--output", output)

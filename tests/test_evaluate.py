@@ -174,7 +174,7 @@ def test_the_ensemble_command(tmp_path):
     write_table(tmp_path / "b.csv", [("z.wav", 9), ("x.wav", 8), ("w.wav", 7)], header)
     assert "lacks 1 of 4 pairs, among them w.wav" in refusal("ensemble", first, second, "--output", tmp_path / "e.csv")
     assert "at least two" in refusal("ensemble", first, "--output", tmp_path / "e.csv")
-    assert "would overwrite a table that is read" in refusal("ensemble", first, second, "--output", second)
+    assert "would overwrite the input" in refusal("ensemble", first, second, "--output", second)
 
 
 def test_clips_with_several_captions_are_told_apart_by_them(tmp_path):
@@ -227,8 +227,8 @@ def test_outputs_are_checked_before_any_work(three, tmp_path):
     contents = scored.read_text(), rated.read_text()
     (tmp_path / "folder.csv").mkdir()
     for arguments, message in [
-        (["evaluate", scored, rated, "--output", tmp_path / "folder.csv/../r.csv"], "r.csv' would overwrite a table"),
-        (["evaluate", scored, rated, "--output", scored], "s.csv' would overwrite a table"),
+        (["evaluate", scored, rated, "--output", tmp_path / "folder.csv/../r.csv"], "r.csv' would overwrite the input"),
+        (["evaluate", scored, rated, "--output", scored], "s.csv' would overwrite the input"),
         (["evaluate", scored, rated, "--output", tmp_path / "m.xlsx"], "must end in .csv"),
         (["evaluate", scored, rated, "--output", tmp_path / "nowhere/m.csv"], "does not exist"),
         (["ensemble", scored, scored, "--output", tmp_path / "folder.csv"], "is a folder; name a file to write"),
