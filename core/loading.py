@@ -86,7 +86,7 @@ def quiet_loading():
         logging.set_verbosity(verbosity)
 
 
-def hide_loading_progress() -> None:
+def hide_progress_of_loading() -> None:
     """No progress bars while weights are read from a folder, or written to one; those of downloads stay."""
     downloads_hide_theirs = are_progress_bars_disabled()
     logging.disable_progress_bar()  # also of downloads
@@ -95,8 +95,13 @@ def hide_loading_progress() -> None:
 
 
 @contextmanager
-def explain_offline(name: str, option: str):
-    """Raise `ConnectionError`, in one line with `name` and the option it came from, if the Hub is asked for it offline."""
+def loading(name: str, option: str):
+    """What a command loads a model in: see [`hide_progress_of_loading`], and an error that helps where there is no network.
+
+    Raises:
+        ConnectionError: with `name` and the option it came from, if it must come from the Hub, which cannot be reached.
+    """
+    hide_progress_of_loading()
     try:
         yield
     except OSError as error:

@@ -259,6 +259,12 @@ def header_problem(audio: str | Path) -> str | None:
         return str(error)
 
 
+def check_sound(audio: str) -> None:
+    """Raise `ValueError` if the header of one audio file, before a model is loaded for it, says that it cannot be scored."""
+    if problem := header_problem(locate_audio(audio, Path())):
+        raise ValueError(problem)
+
+
 def missing_folder(problems: list[Problem], audio_dir: Path, option: str = "--audio-dir") -> str | None:
     """Advice for a table of which no file exists at all: the folder may be wrong. `None` if other things are wrong too."""
     if problems and all(problem.reason.startswith("no audio file at") for problem in problems):

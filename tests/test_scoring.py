@@ -251,7 +251,7 @@ def test_a_table(tiny_folder, scorer, wav_dir, tmp_path, suffix):
         assert output.read_text().startswith("wav_file_name,text,pred_score")  # a clip has several captions here
 
 
-def test_the_readme_spelling_and_files_beside_the_table(tiny_folder, wav_dir):
+def test_the_readmes_column_name_and_files_beside_the_table(tiny_folder, wav_dir):
     table = write_table(wav_dir / "pairs.csv", [("Rain falls", "rain.wav")], header=("text", "wave_file_name"))
     result = command("score", "--model", tiny_folder, "--input", table, "--output", wav_dir / "scores.csv")
     assert result.returncode == 0, result.stderr
@@ -273,7 +273,7 @@ def bad_table(tmp_path_factory, wav_dir):
     return write_table(folder / "pairs.csv", rows)
 
 
-def test_everything_wrong_with_a_table_is_told_at_once(tiny_folder, bad_table, tmp_path):
+def test_everything_wrong_with_a_table_is_reported_at_once(tiny_folder, bad_table, tmp_path):
     result = command("score", "--model", tiny_folder, "--input", bad_table, "--output", tmp_path / "scores.csv")
     assert result.returncode == 1
     assert "rows that cannot be scored: 6" in result.stderr
@@ -378,7 +378,7 @@ def test_outputs_that_would_do_harm_are_refused_before_any_work(wav_dir, tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("wav_file_name,caption\nrain.wav,Rain\n", "needs the column text"),
+        ("wav_file_name,words\nrain.wav,Rain\n", "needs the column text or caption"),
         ("wav_file_name;text\nrain.wav;Rain\n", "separated by semicolons; save it with commas"),
         ('wav_file_name,text\nrain.wav,"Rain\nmore,more\n', "is a quote opened and never closed"),
         (b"wav_file_name,text\nrain.wav,caf\xe9\n", "save it as UTF-8"),
