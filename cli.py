@@ -635,7 +635,7 @@ def extra_of(module: str) -> str | None:
 
 
 def main():
-    """Run the command; errors that the user can mend are printed in one line, without a traceback."""
+    """Run the command; errors that the user can fix are printed in one line, without a traceback."""
     try:
         app()
     except (OSError, ValueError, MemoryError) as error:

@@ -357,7 +357,7 @@ def write_scores(output: Path, rows: Iterable[tuple[str, str, float]], with_text
 
 
 def write_problems(rejected: Path, problems: list[Problem]) -> None:
-    """Write rows as they came, with line number and reason in front, as CSV: mend them and score that file.
+    """Write rows as they came, with line number and reason in front, as CSV: fix them and score that file.
 
     The line and reason of rows that were rejected before give way to the new ones.
     """

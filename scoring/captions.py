@@ -122,7 +122,7 @@ def caption_table(
     pairs, problems = read_pairs(table, audio_dir)
     if problems:
         hint = None if pairs else missing_folder(problems, audio_dir)
-        raise TableError(table, problems, hint or "nothing was captioned; mend them", use="captioned")
+        raise TableError(table, problems, hint or "nothing was captioned; fix them", use="captioned")
     network, processor = load_captioner(model, device)
     sentences = load_sentence_model(sentence_model, network.device)  # before the work that needs it
     clips = {pair.audio: pair.audio for pair in pairs}

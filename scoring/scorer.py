@@ -231,7 +231,7 @@ class Scorer:
     def score_each(
         self, pairs: Iterable[tuple[object, str]], batch_size: int | str = "auto", window: str = "mean", workers: int = 0
     ) -> Iterator[PairResult]:
-        """Like [`Scorer.score`] for a stream of `(audio, caption)`: a result a pair, in order; a bad clip sinks only itself.
+        """Like [`Scorer.score`] for a stream of `(audio, caption)`: a result a pair, in order; a bad clip fails alone.
 
         The stream is read some batches ahead. Sounds that come again soon are decoded again, but not encoded again.
         """
@@ -249,7 +249,7 @@ class Scorer:
     def results(
         self, clips: Iterable[Clip], batch_size: int | str = "auto", window: str = "mean", workers: int = 0
     ) -> Iterator[PairResult]:
-        """A result for every pair of the clips, in the order they get ready. A bad clip sinks only its pairs.
+        """A result for every pair of the clips, in the order they get ready. A bad clip fails alone.
 
         Args:
             clips: A stream; it is read some batches ahead.

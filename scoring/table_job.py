@@ -127,7 +127,7 @@ class TableJob:
     def _check_problems(self, audio_dir: Path) -> None:
         hint = None if self.pairs else missing_folder(self.problems, audio_dir)
         if self.problems and self.options.on_error == "stop":
-            advice = hint or "nothing was scored; mend them, or pass --on-error skip to score the others"
+            advice = hint or "nothing was scored; fix them, or pass --on-error skip to score the others"
             raise TableError(self.table, self.problems, advice)
         if not self.pairs:
             rejected = rejected_file(self.output)

@@ -115,6 +115,18 @@ def test_listeners_are_averaged(tmp_path):
     assert {name: rating.mean for (name, _), rating in ScoreFile(path).ratings().items()} == {"a.wav": 5.5, "b.wav": 8.5}
 
 
+def test_other_names_of_the_columns_are_read(tmp_path):
+    pairs = [("a.wav", "Rain"), ("a.wav", "A dog"), ("b.wav", "Rain")]
+    scored = write_table(
+        tmp_path / "s.csv", [(*pair, n) for n, pair in enumerate(pairs)], ("path", "caption", "prediction_score")
+    )
+    rated = write_table(
+        tmp_path / "r.csv", [(*pair, 9 - n) for n, pair in enumerate(pairs)], ("file_name", "text", "average_score")
+    )
+    evaluation = evaluate(scored, rated, resamples=0)
+    assert evaluation.pairs == 3 and evaluation.metrics["SRCC"] == pytest.approx(-1)
+
+
 def test_the_command(files, tmp_path, panel):
     scored, rated = files
     result = command("evaluate", scored, rated, "--output", tmp_path / "out.csv", "--plot", tmp_path / "plot.png")

@@ -17,6 +17,7 @@ from conftest import GOLDEN
 from typer.testing import CliRunner
 
 from xacle.cli import app
+from xacle.core.columns import FILE_COLUMNS, TEXT_COLUMNS
 from xacle.core.tables import read_pairs, shortest, write_problems
 from xacle.demo.random_weights import make_sound
 from xacle.modeling_xacle import XacleForConditionalGeneration
@@ -118,7 +119,7 @@ def test_every_length_scores(scorer, seconds):
     assert np.isfinite(scorer.score([make_sound("rain", seconds)], ["Rain"])).all()
 
 
-def test_one_bad_clip_sinks_only_itself(scorer, wav_dir):
+def test_one_bad_clip_fails_alone(scorer, wav_dir):
     pairs = [(wav_dir / "rain.wav", "Rain"), (wav_dir / "missing.wav", "Rain"), (wav_dir / "long.wav", "Rain")]
     no_captions = [(wav_dir / "rain.wav", caption) for caption in (None, " ", "a\ud800b")]
     results = list(scorer.score_each(pairs + no_captions, batch_size=2))
@@ -258,6 +259,15 @@ def test_the_readmes_column_name_and_files_beside_the_table(tiny_folder, wav_dir
     assert [name for name, _ in read_scores(wav_dir / "scores.csv")] == ["rain.wav"]
 
 
+@pytest.mark.parametrize("file_column", FILE_COLUMNS)
+@pytest.mark.parametrize("text_column", TEXT_COLUMNS)
+def test_every_name_of_a_column_is_read(wav_dir, tmp_path, file_column, text_column):
+    table = write_table(tmp_path / "pairs.csv", [("rain.wav", "Rain"), ("siren.ogg", "")], header=(file_column, text_column))
+    (pair,), (problem,) = read_pairs(table, wav_dir)
+    assert (pair.line, pair.wav_file_name, pair.text, pair.audio) == (2, "rain.wav", "Rain", wav_dir / "rain.wav")
+    assert problem.reason == f"no caption for 'siren.ogg'; fill in the {text_column} column"
+
+
 @pytest.fixture(scope="module")
 def bad_table(tmp_path_factory, wav_dir):
     """A table with one good row first and last, and every fault between them."""
@@ -301,7 +311,7 @@ def test_skipping_scores_the_good_rows_and_lists_the_others(tiny_folder, bad_tab
         rejected = list(csv.DictReader(file))
     assert [int(row["line"]) for row in rejected] == [3, 4, 5, 6, 7, 8, 9]
     assert "NaN" in rejected[4]["reason"]
-    assert (rejected[0]["wav_file_name"], rejected[0]["text"]) == ("missing.wav", "Rain")  # ready to be mended
+    assert (rejected[0]["wav_file_name"], rejected[0]["text"]) == ("missing.wav", "Rain")  # ready to be fixed
     _, again = read_pairs(tmp_path / "scores.csv.rejected.csv", bad_table.parent)
     write_problems(tmp_path / "again.csv", again)  # of rows that were rejected before
     with (tmp_path / "again.csv").open(newline="") as file:
