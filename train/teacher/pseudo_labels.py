@@ -21,7 +21,7 @@ from tqdm import tqdm
 from xacle.clap.encoder import ClapEncoder, ClapFrontEnd
 from xacle.core.clips import hash_clips
 from xacle.core.provenance import sources_of, weight_source
-from xacle.core.tables import TableError, check_suffix, shortest, write_problems
+from xacle.core.tables import TableError, check_output, rejected_file, shortest, write_problems
 from xacle.train.data import PairTable, read_table
 from xacle.train.feature_cache import FeatureCache
 from xacle.train.negatives import NEGATIVES_PER_PAIR, Negatives, draw_negatives
@@ -73,13 +73,9 @@ def pseudo_label(
         FileNotFoundError, ValueError: for a table, output, teacher or number that cannot be used.
     """
     table, output, feature_cache = Path(table), Path(output), Path(feature_cache)
-    rejected = output.with_name(output.name + ".rejected.csv")
-    check_suffix(table)
-    check_suffix(output)
-    if table.resolve() in (output.resolve(), rejected.resolve()):
-        raise ValueError(f"'{output}' would overwrite the input; choose another --output")
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"'{output}' is a folder, or its folder does not exist; --output names a file to write")
+    rejected = rejected_file(output)
+    for written in (output, rejected):
+        check_output(written, [table])
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     pairs = read_table(table, audio_dir, "caption", on_error, audio_dir_option="--audio-dir")
