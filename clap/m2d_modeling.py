@@ -171,12 +171,44 @@ class M2dClapPreTrainedModel(PreTrainedModel):
         elif isinstance(module, M2dClapModel):
             init.constant_(module.logit_scale, math.log(self.config.logit_scale_init_value))
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
-        """`PreTrainedModel.save_pretrained`, plus `LICENSE_NOTICE.md`."""
-        if is_main_process:  # first: what is saved is also what is uploaded
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
+    def save_pretrained(
+        self,
+        save_directory,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        *,
+        accept_m2d_license: bool = False,
+        **kwargs,
+    ):
+        """`PreTrainedModel.save_pretrained`, plus `LICENSE_NOTICE.md`. Uploading needs the flag of [`push_to_hub`]."""
+        if push_to_hub:
+            self._refuse_upload_unless(accept_m2d_license)
+        hub_names = ("repo_id", "commit_message", "create_pr", "private")
+        hub_kwargs = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+        super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        if is_main_process:
             (Path(save_directory) / LICENSE_FILE).write_text(LICENSE_NOTICE, encoding="utf-8")
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if push_to_hub and is_main_process:
+            hub_kwargs = {"repo_id": Path(save_directory).name, "token": kwargs.get("token"), **hub_kwargs}
+            self.push_to_hub(**hub_kwargs, accept_m2d_license=True)
+
+    def push_to_hub(self, *args, accept_m2d_license: bool = False, **kwargs):
+        """`PreTrainedModel.push_to_hub`, for those who may: NTT's licence does not let its weights be distributed.
+
+        Raises:
+            PermissionError: with the notice, unless `accept_m2d_license=True` says that the upload is permitted.
+        """
+        self._refuse_upload_unless(accept_m2d_license)
+        return super().push_to_hub(*args, **kwargs)
+
+    @staticmethod
+    def _refuse_upload_unless(accepted: bool) -> None:
+        if accepted is not True:
+            raise PermissionError(
+                f"{LICENSE_NOTICE}\nNothing was uploaded. If you hold the right to upload these weights, pass "
+                "accept_m2d_license=True"
+            )
 
 
 class M2dClapAudioModel(M2dClapPreTrainedModel):
