@@ -10,7 +10,7 @@ from xacle.core.tables import write_scores
 from xacle.demo.report import heard_scenes
 from xacle.scoring.captions import caption_scores, generate_captions, load_captioner
 from xacle.scoring.ensemble import ensemble
-from xacle.scoring.evaluate import evaluate
+from xacle.scoring.evaluation import evaluate
 from xacle.scoring.metrics import bootstrap_intervals
 from xacle.scoring.scorer import Scorer
 from xacle.soundscapes.scenes import describe, generator
@@ -51,8 +51,8 @@ def score_systems(recipe, folder: Path) -> dict:
         row |= {"paper_validation": paper_validation, "paper_test": paper_test}
         for split in SCORED:
             predictions, ratings = folder / f"{split}_{key}.csv", recipe.corpus / f"meta_data/{split}_average.csv"
-            found, *compared = evaluate(predictions, ratings, resamples=0)
-            low, high = bootstrap_intervals(*compared, names=("SRCC",))["SRCC"]
+            found = evaluate(predictions, ratings, resamples=0)
+            low, high = bootstrap_intervals(found.predictions, found.ratings, names=("SRCC",))["SRCC"]
             row[split] = {"value": found.metrics["SRCC"], "low": low, "high": high}
         table.append(row)
     heard = heard_scenes(recipe.corpus)

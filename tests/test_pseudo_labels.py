@@ -99,7 +99,7 @@ def test_the_rows_of_stage_2(teacher, captions, tmp_path, embedded):
     table = read_table(tmp_path / "labels.csv", tmp_path / "wav", "pseudo_label")
     assert len(table) == 94 and len(table.clips) == 12 and len(table.captions) == 20
     np.testing.assert_allclose(table.labels, [5 + 5 * float(row["clap_score"]) for row in rows], rtol=1e-6)
-    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.rejected.csv"))
+    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob("*.rejected.csv"))
 
 
 def test_the_second_time_nothing_is_embedded(teacher, captions, tmp_path, embedded):
@@ -157,7 +157,7 @@ def test_a_killed_job_goes_on_where_it_was(teacher, captions, tmp_path, embedded
     arguments = [teacher.model.config.name_or_path, str(captions)]
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    (tmp_path / "labels.csv.part").write_text("wav_file_name,text\nhalf a ro")
+    (tmp_path / "labels.csv.1.tmp").write_text("wav_file_name,text\nhalf a ro")
     embedded.update(clips=0, captions=0)
     label(teacher, captions)
     assert embedded == {"clips": 3, "captions": 20}  # two batches of four were there

@@ -15,10 +15,11 @@ from xacle.core.columns import (
     FILE_COLUMNS,
     LABEL_COLUMNS,
     LISTENER_COLUMNS,
-    LISTENER_ID,
+    LISTENER_ID_COLUMNS,
     PSEUDO_LABEL_COLUMNS,
     TEXT_COLUMNS,
     column_of,
+    find_column,
 )
 from xacle.core.tables import (
     Problem,
@@ -37,7 +38,7 @@ from xacle.train.listeners import ListenerRating, pair_ratings
 
 logger = logging.get_logger(__name__)
 
-FILE, TEXT = FILE_COLUMNS[0], TEXT_COLUMNS[0]
+FILE, TEXT, LISTENER_ID = FILE_COLUMNS[0], TEXT_COLUMNS[0], LISTENER_ID_COLUMNS[0]
 AUDIO, SCORE = "audio", "score"  # with `text`, the columns of a plain dataset
 
 
@@ -153,12 +154,10 @@ def read_table(
         raise ValueError(f"label must be one of {', '.join(LABEL_COLUMNS)}, got {label!r}")
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
-    name, rows, folder, stored = open_table(source)
-    audio_dir = folder if audio_dir is None else Path(audio_dir)
-    if audio_dir is None:
-        audio_dir = Path()
-    reader = _Reader(name, label, audio_dir, stored)
-    for line, row in tqdm(rows, desc=f"reading {Path(name).name}", unit=" rows", delay=2):
+    opened = open_table(source)
+    name, audio_dir = opened.name, Path(audio_dir or opened.folder or "")
+    reader = _Reader(name, label, audio_dir, opened.stored)
+    for line, row in tqdm(opened.rows, desc=f"reading {Path(name).name}", unit=" rows", delay=2):
         reader.add(line, row)
     table = reader.finish(listener_screening, listener_standardization)
     if reader.off_scale and on_error == "skip":
@@ -208,7 +207,7 @@ class _Reader:
     def __init__(self, name: str, label: str, audio_dir: Path, stored):
         self.name, self.label, self.audio_dir, self.stored = name, label, audio_dir, stored
         self.label_columns = LABEL_COLUMNS[label]
-        self.file_column = self.label_column = None
+        self.file_column = self.text_column = self.label_column = None
         self.columns: set[str] = set()
         self.off_scale = 0
         self.clips, self.captions = _Numbering(), _Numbering()
@@ -219,9 +218,9 @@ class _Reader:
         self.problems: list[Problem] = []
 
     def add(self, line: int, row: dict) -> None:
-        if self.file_column is None or (self.label_columns and self.label_column is None):
+        if None in (self.file_column, self.text_column) or (self.label_columns and self.label_column is None):
             self._find_columns(row)
-        value, reason = 0.0, pair_problem(row, self.file_column or FILE)
+        value, reason = 0.0, pair_problem(row, self.file_column or FILE, self.text_column or TEXT)
         if reason is None and self.label_columns:
             value, reason = self._label(row)
         if reason is None and self._per_listener and row.get(LISTENER_ID) in (None, ""):
@@ -230,16 +229,17 @@ class _Reader:
             clip = self._clip(line, row)
             reason = self.clip_problems[clip]
         if reason is None and self.label == "rating":
-            first = self.first_line.setdefault((clip, self.captions[row[TEXT]]), line)
+            first = self.first_line.setdefault((clip, self.captions[row[self.text_column]]), line)
             if first != line and not self._per_listener:
                 reason = f"'{row[self.file_column]}' with this caption has a mean rating on line {first} already"
         if reason is not None:
-            self.problems.append(Problem(line, reason, {name: value for name, value in row.items() if name != AUDIO}))
+            written = {name: value for name, value in row.items() if name != AUDIO or isinstance(value, str)}
+            self.problems.append(Problem(line, reason, written))
         elif self._per_listener:
-            pair = (clip, self.captions[row[TEXT]])
+            pair = (clip, self.captions[row[self.text_column]])
             self.listener_ratings.append(ListenerRating(pair, str(row[LISTENER_ID]), value))
         else:
-            self._keep(clip, self.captions[row[TEXT]], value, line)
+            self._keep(clip, self.captions[row[self.text_column]], value, line)
 
     def _keep(self, clip: int, caption: int, label: float, line: int) -> None:
         self.clip_index.append(clip)
@@ -254,8 +254,9 @@ class _Reader:
     def _find_columns(self, row: dict) -> None:
         """Look for the columns that no row had so far: in JSONL, rows may lack some."""
         self.columns.update(name for name in row if name is not None)
-        self.file_column = next((name for name in FILE_COLUMNS if name in self.columns), None)
-        self.label_column = next((name for name in self.label_columns if name in self.columns), None)
+        self.file_column = find_column(self.columns, FILE_COLUMNS)
+        self.text_column = find_column(self.columns, TEXT_COLUMNS)
+        self.label_column = find_column(self.columns, self.label_columns)
         if self.label_column:
             self.label = "pseudo_label" if self.label_column in PSEUDO_LABEL_COLUMNS else "rating"
 
@@ -267,7 +268,7 @@ class _Reader:
         if self.label_columns:
             needed.append(self.label_columns)
         if self._per_listener:
-            needed.append((LISTENER_ID,))
+            needed.append(LISTENER_ID_COLUMNS)
         for names in needed:
             column_of([(0, dict.fromkeys(self.columns))], names, self.name)
 
@@ -289,7 +290,7 @@ class _Reader:
         clip = self.clips[row[self.file_column]]
         if clip == len(self.audio):
             sound = row.get(AUDIO)
-            if sound is None:
+            if sound is None or isinstance(sound, str):
                 sound = locate_audio(row[self.file_column], self.audio_dir)
             elif isinstance(sound, dict) and sound.get("bytes") is not None:
                 sound = _StoredSound(self.stored, line - 1)  # 300 kB a clip would not fit in memory
@@ -303,7 +304,7 @@ class _Reader:
         if self._per_listener:
             for pair, mean in pair_ratings(self.listener_ratings, listener_screening, listener_standardization).items():
                 if mean is None:
-                    row = {self.file_column: clips[pair[0]], TEXT: captions[pair[1]]}
+                    row = {self.file_column: clips[pair[0]], self.text_column: captions[pair[1]]}
                     reason = f"no two listeners of this pair agree within {listener_screening:g} points"
                     self.problems.append(Problem(self.first_line[pair], reason, row))
                 else:

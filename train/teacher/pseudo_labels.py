@@ -4,10 +4,8 @@ Every distinct clip and caption is embedded once, into a [`FeatureCache`] that s
 product of two embeddings.
 """
 
-import csv
-import io
-import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from xacle.clap.encoder import ClapEncoder
 from xacle.core.clips import content_digest, hash_clips
 from xacle.core.columns import FILE_COLUMNS, PSEUDO_LABEL_COLUMNS, TEXT_COLUMNS
 from xacle.core.provenance import sources_of, write_teacher_sources
-from xacle.core.tables import TableError, check_suffix, shortest, write_problems
+from xacle.core.tables import TableError, check_output, rejected_file, write_problems, write_rows
 from xacle.train.clip_features import errors_of_clips
 from xacle.train.data import PairTable, read_table
 from xacle.train.feature_cache import FeatureCache, fill_cache, first_of_each
@@ -72,13 +70,9 @@ def pseudo_label(
         FileNotFoundError, ValueError: for a table, output, teacher or number that cannot be used.
     """
     table, output, feature_cache = Path(table), Path(output), Path(feature_cache)
-    rejected = output.with_name(output.name + ".rejected.csv")
-    check_suffix(table)
-    check_suffix(output)
-    if table.resolve() in (output.resolve(), rejected.resolve()):
-        raise ValueError(f"'{output}' would overwrite the input; choose another --output")
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"'{output}' is a folder, or its folder does not exist; --output names a file to write")
+    rejected = rejected_file(output)
+    for written in (output, rejected):
+        check_output(written, [table])
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     pairs = read_table(table, audio_dir, "caption", on_error=on_error, audio_dir_option="--audio-dir")
@@ -121,18 +115,15 @@ def write_pseudo_labels(
 ) -> None:
     """Write `wav_file_name,text,clap_score,is_negative`: each true pair, followed by the mismatched pairs made from it.
 
-    The rows stand in `<output>.part` until all are written.
+    The file appears when it is complete.
 
     Args:
         output: `.csv` or `.jsonl`.
         audio_embeddings, text_embeddings: Of `pairs.clips` and `pairs.captions`, `[clips, size]` and `[captions, size]`, of
             length 1; arrays or memory maps.
     """
-    part = output.with_name(output.name + ".part")
-    write_rows = _write_csv if output.suffix.lower() == ".csv" else _write_jsonl
-    with part.open("w", encoding="utf-8", newline="") as file:
-        if write_rows is _write_csv:
-            csv.writer(file).writerow(COLUMNS)
+
+    def rows() -> Iterator[tuple[str, str, np.float32, int]]:
         progress = tqdm(total=len(pairs), desc=f"writing {output.name}", unit=" pairs")
         for start in range(0, len(pairs), BLOCK):
             true = np.arange(start, min(start + BLOCK, len(pairs)), dtype=np.int32)
@@ -145,20 +136,11 @@ def write_pseudo_labels(
             scores = np.einsum("nd,nd->n", audio, text).clip(-1.0, 1.0)  # rounding can lead beyond 1
             names = [pairs.clips[index] for index in clip.tolist()]
             captions = [pairs.captions[index] for index in caption.tolist()]
-            write_rows(file, names, captions, map(shortest, scores), (order >= len(true)).astype(int).tolist())
+            yield from zip(names, captions, scores, (order >= len(true)).astype(int).tolist(), strict=True)
             progress.update(len(true))
         progress.close()
-    part.replace(output)
 
-
-def _write_csv(file: io.TextIOBase, *columns) -> None:
-    csv.writer(file).writerows(zip(*columns, strict=True))
-
-
-def _write_jsonl(file: io.TextIOBase, names, captions, scores, marks) -> None:
-    for name, caption, score, mark in zip(names, captions, scores, marks, strict=True):
-        row = dict(zip(COLUMNS, (name, caption, float(score), mark), strict=True))
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_rows(output, COLUMNS, rows())
 
 
 # --- Embeddings ----------------------------------------------------------------------------------------------------------
