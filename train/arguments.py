@@ -196,7 +196,7 @@ def parse_arguments(argv: list[str] | None, stage_config: Path, *kinds: type) ->
     defaults = _read_config(stage_config, known)
     chosen = _Parser(add_help=False, allow_abbrev=False)
     for name in ("config", *FOLLOWERS, *FOLLOWERS.values()):
-        chosen.add_argument(f"--{name}")
+        chosen.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
     chosen = vars(chosen.parse_known_args(argv)[0])
     config = {} if chosen["config"] is None else _read_config(Path(chosen["config"]), known)
     for leader, follower in FOLLOWERS.items():
