@@ -2,7 +2,7 @@
 
 import re
 import sys
-from enum import Enum
+from enum import StrEnum
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Annotated
@@ -17,19 +17,19 @@ convert_app = typer.Typer(**STYLE, help="Convert released checkpoints into folde
 train_app = typer.Typer(**STYLE, help="Train the paper's three stages, and their teacher.")
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
     int8 = "int8"
 
 
-class Window(str, Enum):
+class Window(StrEnum):
     mean = "mean"
     first = "first"
 
 
-class OnError(str, Enum):
+class OnError(StrEnum):
     stop = "stop"
     skip = "skip"
 
