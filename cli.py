@@ -2,7 +2,7 @@
 
 import re
 import sys
-from enum import Enum
+from enum import StrEnum
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Annotated
@@ -17,19 +17,19 @@ convert_app = typer.Typer(**STYLE, help="Convert released checkpoints into folde
 train_app = typer.Typer(**STYLE, help="Train the paper's three stages, and their teacher.")
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
     int8 = "int8"
 
 
-class Window(str, Enum):
+class Window(StrEnum):
     mean = "mean"
     first = "first"
 
 
-class OnError(str, Enum):
+class OnError(StrEnum):
     stop = "stop"
     skip = "skip"
 
@@ -365,10 +365,21 @@ def pseudo_label(
     from xacle.core.tables import counted
     from xacle.train.teacher.pseudo_labels import pseudo_label
 
-    negatives = (negatives_per_pair, replace_audio, seed)
-    machine = (batch_size, device, on_error.value, feature_cache, num_workers)
     with loading(teacher, "--teacher"):
-        written = pseudo_label(teacher, input, output, audio_dir, *negatives, *machine)
+        written = pseudo_label(
+            teacher,
+            input,
+            output,
+            audio_dir,
+            negatives_per_pair=negatives_per_pair,
+            replace_audio=replace_audio,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+            on_error=on_error.value,
+            feature_cache=feature_cache,
+            num_workers=num_workers,
+        )
     typer.echo(f"{written.rows} rows, {written.negatives} of them mismatched: {output}", err=True)
     if written.rejected:
         typer.echo(f"{counted(written.rejected, 'row')} skipped, with reasons in {output}.rejected.csv", err=True)
@@ -517,7 +528,7 @@ def push(
         str | None, typer.Option(help="Of the weights, by the Hub's name; the strictest of what they derive from by default.")
     ] = None,
     accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="You may publish under the licences of what the weights derive from.")
+        bool, typer.Option("--accept-license", help="You may publish under the licenses of what the weights derive from.")
     ] = False,
     private: Annotated[bool, typer.Option("--private", help="For you alone, if the repository is new.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to; it is created if need be.")] = None,
@@ -535,7 +546,7 @@ def push(
 
     `xacle push my-scorer me/my-scorer`
 
-    The card tells what the folder records: where the weights come from, how they were trained, what was measured. Log in
+    The card has what the folder records: where the weights come from, how they were trained, what was measured. Log in
     with `hf auth login` first, or set HF_TOKEN. The folder is left as it is.
     """
     from xacle.publish.push import check_token, prepare, upload
@@ -550,9 +561,19 @@ def push(
     if not dry_run:
         check_token()
     pairs = [(file, caption) for file, _, caption in examples]
-    publication = prepare(folder, repo_id, license, accept_license or dry_run, dataset or (), pairs, card, revision)
+    publication = prepare(
+        folder,
+        repo_id,
+        license=license,
+        accept_license=accept_license or dry_run,
+        datasets=dataset or (),
+        examples=pairs,
+        card=card,
+        revision=revision,
+    )
     if not dry_run:
-        typer.echo(upload(publication, private or None, revision, commit_message).commit_url)
+        commit = upload(publication, private=private or None, revision=revision, commit_message=commit_message)
+        typer.echo(commit.commit_url)
         return
     sizes = publication.sizes()
     for path, size in sizes.items():

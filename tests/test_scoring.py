@@ -464,7 +464,7 @@ def test_help_is_quick_and_complete():
         assert words in result.stdout
     assert command("--version").stdout.strip()[0].isdigit()
     training = command("train", "ratings", "--help").stdout
-    assert training.index("--train_file STR") < training.index("--learning_rate FLOAT") and "{adamw_torch" not in training
+    assert training.index("--train-file STR") < training.index("--learning-rate FLOAT") and "{adamw_torch" not in training
     typed = {"_XACLE_COMPLETE": "complete_bash", "COMP_WORDS": "xacle train r", "COMP_CWORD": "2"}
     completion = subprocess.run(COMMAND, capture_output=True, text=True, env={**PLAIN, **typed})
     assert completion.stdout.split() == ["ratings"]

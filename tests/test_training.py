@@ -20,8 +20,8 @@ from xacle.modeling_xacle import XacleForAlignmentScoring, XacleForConditionalGe
 from xacle.scoring.calibration import fit_affine
 from xacle.scoring.scorer import Scorer
 from xacle.train import stage1_captioning, stage2_pseudo_labels, stage3_ratings
-from xacle.train.collate import PairCollator
-from xacle.train.token_rows import train_token_rows
+from xacle.train.batches import PairCollator
+from xacle.train.lora_and_freezing import special_token_ids, train_token_rows
 from xacle.train.trainer import AlignmentTrainer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -308,7 +308,7 @@ def test_token_rows_get_the_gradient_they_would_have_in_the_whole_table(make_sco
     inputs = processor(text=["Rain", "A dog barks"])
     inputs["audio_states"] = torch.randn(2, 100, 48, generator=torch.Generator().manual_seed(0))
     model = make_scorer().eval()
-    rows = [getattr(model.config, name) for name in model.config.special_token_names]
+    rows = special_token_ids(model.config)
     table = model.get_input_embeddings().weight
     whole = model(**inputs, labels=torch.tensor([2.0, 8.0])).loss
     (gradient,) = torch.autograd.grad(whole, [table])
@@ -352,7 +352,7 @@ def test_a_compiled_model_sees_one_shape_and_learns_the_same(stage, table, optio
 
 
 def test_a_used_output_folder_is_not_overwritten(task, stage3):
-    with pytest.raises(FileExistsError, match="--resume_from_checkpoint last"):
+    with pytest.raises(FileExistsError, match="--resume-from-checkpoint last"):
         stage3_ratings.main(task.arguments(stage3[0]))
 
 
@@ -377,9 +377,9 @@ def test_resuming_with_other_settings_is_refused_and_leaves_the_record_alone(tas
     arguments = task.arguments(tmp_path / "run", num_train_epochs=1)
     stage3_ratings.main(arguments)
     record = (tmp_path / "run" / "run.json").read_text()
-    changes = (["--learning_rate", "0.25"], ["--lora_r", "2"], ["--seed", "7"], ["--num_train_epochs", "3.0"])
-    for change in (*changes, ["--warmup_steps", "3.0"], ["--max_grad_norm", "0.5"]):
-        with pytest.raises(ValueError, match=rf"cannot be continued: .*{change[0][2:]}: .*, now {change[1]}"):
+    changes = (["--learning-rate", "0.25"], ["--lora-r", "2"], ["--seed", "7"], ["--num-train-epochs", "3.0"])
+    for change in (*changes, ["--warmup-steps", "3.0"], ["--max-grad-norm", "0.5"]):
+        with pytest.raises(ValueError, match=rf"cannot be continued: .*{change[0]}: .*, now {change[1]}"):
             stage3_ratings.main([*arguments, "--resume_from_checkpoint", "last", *change])
     assert (tmp_path / "run" / "run.json").read_text() == record
 
@@ -473,27 +473,27 @@ def test_clips_that_only_fail_in_decoding_are_named_before_training(cache, task,
     [
         ({"per_device_train_batch_size": 64}, "32 training pairs in .* do not fill one batch of 64"),
         ({"per_device_train_batch_size": 1}, "a list needs at least two pairs"),
-        ({"train_file": None}, "pass --train_file"),
-        ({"model_name_or_path": None}, "pass --model_name_or_path, or --audio_encoder and --language_model"),
+        ({"train_file": None}, "pass --train-file"),
+        ({"model_name_or_path": None}, "pass --model-name-or-path, or --audio-encoder and --language-model"),
         ({"model_name_or_path": "nowhere/at/all"}, "no model folder at"),
         ({"model_config": "{broken"}, "must be JSON"),
         ({"model_config": '{"projector_type": "mlp"}'}, "projector_type"),
         ({"validation_file": "TRAIN"}, "16 of 16 validation clips are also trained on"),
-        ({"model_config": '{"temperature": 0.5}'}, "--model_config: XacleConfig has no field temperature"),
-        ({"model_config": '{"text_config": {}}'}, "--model_config: text_config come"),
+        ({"model_config": '{"temperature": 0.5}'}, "--model-config: XacleConfig has no field temperature"),
+        ({"model_config": '{"text_config": {}}'}, "--model-config: text_config come"),
         ({"train_file": "EQUAL"}, r"all labels of '.*equal\.csv' are equal \(7\.0\): nothing can be ranked"),
-        ({"validation_audio_dir": "nowhere"}, r"is the audio folder right\? It is 'nowhere' \(--validation_audio_dir\)"),
+        ({"validation_audio_dir": "nowhere"}, r"is the audio folder right\? It is 'nowhere' \(--validation-audio-dir\)"),
         ({"resume_from_checkpoint": "nowhere"}, "no checkpoint at 'nowhere'"),
         ({"metric_for_best_model": "loss"}, "must be one of SRCC, LCC, KTAU, MSE"),
-        ({"report_to": "wandb"}, "--report_to wandb: .*wandb"),
-        ({"learning_rate": "fast"}, "invalid float value: 'fast'"),
-        ({"learning_ratee": 1}, "--learning_ratee is no argument of xacle train ratings; did you mean --learning_rate"),
+        ({"report_to": "wandb"}, "--report-to wandb: .*wandb"),
+        ({"learning_rate": "fast"}, "argument --learning-rate: invalid float value: 'fast'"),
+        ({"learning_ratee": 1}, "--learning_ratee is no argument of xacle train ratings; did you mean --learning-rate"),
         ({"lora_r": 2, "freeze_language_model": "true"}, "LoRA decides what is trained"),
-        ({"feature_cache": __file__}, "--feature_cache '.*' cannot be made: File exists"),
-        ({"output_dir": __file__}, "--output_dir '.*' cannot be made: File exists"),
+        ({"feature_cache": __file__}, "--feature-cache '.*' cannot be made: File exists"),
+        ({"output_dir": __file__}, "--output-dir '.*' cannot be made: File exists"),
     ],
 )
-def test_mistakes_are_told_before_any_training(options, message, task, tmp_path):
+def test_mistakes_are_reported_before_any_training(options, message, task, tmp_path):
     equal = task.folder / "equal.csv"
     rows = (task.folder / "ratings.csv").read_text().splitlines()
     equal.write_text("\n".join([rows[0], *(row.rpartition(",")[0] + ",7" for row in rows[1:])]))
@@ -516,7 +516,7 @@ def test_a_config_file_stands_between_the_stages_defaults_and_the_command_line(t
     assert isinstance(training, TrainingArguments) and training.learning_rate == 2e-4 and data.train_file == "mine.csv"
     assert (ranking.freq_mask_width, ranking.time_mask_width, training.num_train_epochs) == (7, 30, 150)
     config.write_text("on_error: Skip\n")  # argparse itself checks the command line only
-    with pytest.raises(ValueError, match="on_error must be one of stop, skip, got 'Skip'"):
+    with pytest.raises(ValueError, match="--on-error must be one of stop, skip, got 'Skip'"):
         parse_arguments(["--config", str(config)], CONFIGS / "ratings.yaml", DataArguments, RankingArguments)
     config.write_text("learningrate: 1\n")
     with pytest.raises(ValueError, match="sets 'learningrate', which is no argument; did you mean 'learning_rate'"):
