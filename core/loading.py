@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from xacle.configuration_xacle import XacleConfig
@@ -28,6 +30,15 @@ def usable_device(device: str | None = None, dtype: str = "float32") -> torch.de
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the device '{device}' cannot be used here ({reason}); try --device cpu") from error
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """Whether `name` could be a repository of the Hub: owner/name."""
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError:
+        return False
+    return "/" in str(name)
 
 
 def check_model_folder(model: str | Path) -> None:
