@@ -17,7 +17,7 @@ import soundfile as sf
 import torch
 
 from xacle.core.tables import TableError
-from xacle.demo.random_weights import make_sound
+from xacle.demo.tiny_models import make_sound
 from xacle.modeling_beats import BeatsModel
 from xacle.scoring.score_table import score_table
 from xacle.scoring.scorer import Scorer
