@@ -504,13 +504,13 @@ def convert_beats(
 @convert_app.command("m2d-clap")
 def convert_m2d_clap(
     file: Annotated[Path, typer.Argument(help="M2D-CLAP checkpoint (.pth), in the folder it was released in.")],
-    output: Annotated[Path, typer.Argument(help="New folder for the converted teacher.")],
+    output: Annotated[Path, typer.Argument(help="New folder for the converted CLAP.")],
     text_encoder: Annotated[
         str | None, typer.Option(help="Folder or Hub id of the text encoder; the release's by default.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the released folder, if the file is no longer in it.")] = None,
 ):
-    """Convert an M2D-CLAP teacher. Its weights stay under NTT's evaluation licence."""
+    """Convert M2D-CLAP. Its weights stay under NTT's evaluation license."""
     from xacle.clap.m2d_conversion import convert_m2d_clap
     from xacle.core.loading import loading
 
@@ -590,31 +590,37 @@ def push(
 
 @app.command(rich_help_panel=START)
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything; a rerun skips the steps that are finished in it.")] = Path(
-        "demo_output"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for everything; a rerun skips finished steps.")] = Path("demo_output"),
     quick: Annotated[bool, typer.Option("--quick", help="A run of a minute; its numbers mean nothing.")] = False,
     seed: Annotated[int, typer.Option(help="Of the sounds, the ratings, the weights and the order of the data.")] = 0,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Corpus folder in XACLE's layout, instead of generated soundscapes; see demo/README.md.")
+    ] = None,
+    audio_encoder: Annotated[
+        Path | None,
+        typer.Option(help="Folder with a BEATs (`xacle convert beats`); by default a small one is trained."),
+    ] = None,
 ):
-    """Run the whole recipe in miniature, on generated sounds with simulated ratings.
+    """Run the whole recipe in miniature, on generated sounds with simulated ratings or on a corpus of your own.
 
     It leaves a table, a report and a model to score with.
     """
     from transformers.utils import logging
 
-    from xacle.demo.recipe import run_demo
     from xacle.demo.report import findings, format_table
+    from xacle.demo.run import run_demo
+    from xacle.demo.settings import Settings
 
     logging.disable_progress_bar()  # of loading weights
     logging.set_verbosity_error()
     try:
-        run = run_demo(out, quick, seed)
+        run = run_demo(out, Settings(quick, seed, corpus, audio_encoder))
     except KeyboardInterrupt as error:
-        typer.echo("\ninterrupted: the same command goes on after the last finished step", err=True)
+        typer.echo("\ninterrupted: the same command continues after the last finished step", err=True)
         raise typer.Exit(130) from error
-    typer.echo(
-        f"\nSRCC, ours with 95 % confidence intervals (simulated ratings; the paper's are people's):\n\n{format_table(run)}"
-    )
+    simulated = run["corpus"].get("ratings") == "simulated"
+    ratings = "simulated ratings; the paper's are people's" if simulated else "other data than the paper's"
+    typer.echo(f"\nSRCC, ours with 95 % confidence intervals ({ratings}):\n\n{format_table(run)}")
     typer.echo("\n".join(findings(run)))
     typer.echo(f"\n{run['seconds'] / 60:.1f} minutes. The report: {out}/report.html. Score your own sounds with the model:")
     typer.echo(f'xacle score --model {out}/model --audio FILE --text "A dog barks twice"')

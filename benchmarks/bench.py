@@ -9,7 +9,7 @@ import torch
 
 from xacle.audio_xacle import SAMPLING_RATE
 from xacle.configuration_xacle import XacleConfig
-from xacle.demo.random_weights import tiny_config, tiny_tokenizer
+from xacle.demo.tiny_models import tiny_config, tiny_tokenizer
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 

@@ -30,7 +30,7 @@ from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
 from xacle.clap.m2d_modeling import M2dClapModel
 from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
 from xacle.configuration_xacle import BeatsConfig
-from xacle.demo.random_weights import tiny_config, tiny_tokenizer
+from xacle.demo.tiny_models import tiny_config, tiny_tokenizer
 from xacle.modeling_beats import BeatsForAudioClassification
 from xacle.modeling_xacle import XacleForAlignmentScoring, spec_augment
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor

@@ -17,7 +17,7 @@ from xacle.audio_xacle import SAMPLING_RATE
 from xacle.benchmarks.baseline import PlainModel
 from xacle.benchmarks.bench import SENTENCE, Bench
 from xacle.benchmarks.measure import default_malloc, in_fresh_process, interleaved, peak_memory, table, target
-from xacle.demo.random_weights import save_tiny_scorer
+from xacle.demo.tiny_models import save_tiny_scorer
 from xacle.scoring.malloc import keep_freed_memory
 from xacle.scoring.scorer import Scorer
 from xacle.scoring.table_job import ScoringOptions, score_table

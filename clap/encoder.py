@@ -1,13 +1,12 @@
-"""CLAP teachers: how well a sound matches a caption, as the cosine of two embeddings.
+"""How well a sound matches a caption by a CLAP: the cosine of their embeddings, known as CLAPScore.
 
-`ClapEncoder` is one interface over transformers' `ClapModel` (LAION-CLAP and what was fine-tuned from it, such as the published
-Human-CLAP weights) and [`M2dClapModel`]. Both models crop or mix at random where their processors let them; here a sound and a
-caption always have the same embedding.
+`ClapEncoder` is one interface over transformers' `ClapModel` (LAION-CLAP and models fine-tuned from it, such as the published
+Human-CLAP weights) and [`M2dClapModel`]. transformers' processor crops and mixes long clips at random; here the same sound
+always has the same embedding.
 """
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +17,20 @@ from transformers import ClapModel, ClapProcessor, PreTrainedConfig, PreTrainedM
 from transformers.utils import logging
 
 from xacle.audio_xacle import MAX_CLIP_SECONDS, load_waveform
-from xacle.core.loading import usable_device
+from xacle.clap.m2d_modeling import M2dClapModel
+from xacle.clap.m2d_processing import MIN_SAMPLES, M2dClapProcessor
+from xacle.core.loading import is_hub_id, usable_device
 from xacle.core.provenance import sources_of
 
 logger = logging.get_logger(__name__)
 
+CLASSES = {"clap": (ClapModel, ClapProcessor), "m2d_clap": (M2dClapModel, M2dClapProcessor)}  # by `config.model_type`
 CONSTANT_BUFFERS = ("position_ids", "token_type_ids", "relative_position_index", "num_batches_tracked")  # not always saved
 
 
 class ClapFrontEnd:
     """
-    Sounds and captions -> the inputs of a CLAP, without its random choices.
+    Sounds and captions -> the inputs of a CLAP, with nothing left to chance.
 
     Args:
         processor: A `ClapProcessor` or [`M2dClapProcessor`].
@@ -43,7 +45,7 @@ class ClapFrontEnd:
         self.extractor, self.tokenizer = processor.feature_extractor, processor.tokenizer
         self.sampling_rate: int = self.extractor.sampling_rate
         self.max_samples = int(getattr(self.extractor, "max_length_s", MAX_CLIP_SECONDS) * self.sampling_rate)
-        self.min_samples = 1
+        self.min_samples = 1 if config.model_type == "clap" else MIN_SAMPLES
         positions = config.text_config.max_position_embeddings
         if config.model_type == "clap":
             fused, truncation = config.audio_config.enable_fusion, self.extractor.truncation
@@ -52,15 +54,11 @@ class ClapFrontEnd:
                     f"the processor truncates by {truncation!r}, which belongs to a model {'without' if fused else 'with'} "
                     f"fusion; use that of laion/clap-htsat-{'fused' if fused else 'unfused'}"
                 )
-            positions -= config.text_config.pad_token_id + 1  # as in RoBERTa, positions start behind the padding's
-        else:
-            from xacle.clap.m2d_processing import MIN_SAMPLES
-
-            self.min_samples = MIN_SAMPLES
+            positions -= config.text_config.pad_token_id + 1  # as in RoBERTa, positions start after the padding's
         self.max_tokens = positions
 
     def load(self, audio) -> np.ndarray:
-        """Any sound -> waveform `[samples]` at the model's own `sampling_rate`; see [`load_waveform`] for what is taken.
+        """Any sound that [`load_waveform`] takes -> waveform `[samples]` at the model's own `sampling_rate`.
 
         Raises:
             FileNotFoundError, ValueError, TypeError: if it cannot be decoded or is too short for one frame.
@@ -72,21 +70,22 @@ class ClapFrontEnd:
         return waveform
 
     def audio_inputs(self, waveforms: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        """Waveforms `[samples]` at `sampling_rate` -> `input_features` and what belongs to them, a row a clip.
+        """Waveforms `[samples]` at `sampling_rate` -> `input_features` and the model's other audio inputs, one row per clip.
 
-        Of a clip that is longer than the model's input (10 s), the beginning is used: the extractor would crop at random.
+        Of a clip longer than the model's input (10 s), the first 10 s are used: the extractor would crop at random.
         """
         if any(len(waveform) > self.max_samples for waveform in waveforms):
-            logger.warning_once(f"of clips over {self.max_samples / self.sampling_rate:g} s, the teacher hears the beginning")
+            seconds = self.max_samples / self.sampling_rate
+            logger.warning_once(f"CLAP embeds only the first {seconds:g} s of longer clips")
         waveforms = [waveform[: self.max_samples] for waveform in waveforms]
         inputs = dict(self.extractor(waveforms, sampling_rate=self.sampling_rate, return_tensors="pt"))
         if "is_longer" in inputs:
-            # With no long clip among them, the extractor marks a random one as long, whose embedding then differs.
+            # Without a long clip in the batch, the extractor marks a random one as long, which changes its embedding.
             inputs["is_longer"] = torch.zeros_like(inputs["is_longer"])
         return inputs
 
     def text_inputs(self, captions: list[str]) -> dict[str, torch.Tensor]:
-        """Captions -> `input_ids` and `attention_mask` `[captions, tokens]`; spelled-out special tokens are plain text."""
+        """Captions -> `input_ids` and `attention_mask` `[captions, tokens]`; special tokens in a caption are plain text."""
         inputs = self.tokenizer(
             captions,
             padding=True,
@@ -98,7 +97,7 @@ class ClapFrontEnd:
             return_tensors="pt",
         )
         if inputs["input_ids"].shape[1] == self.max_tokens:
-            logger.warning_once(f"captions are cut at {self.max_tokens} tokens, all the teacher has room for")
+            logger.warning_once(f"captions are cut at {self.max_tokens} tokens, the most that this CLAP takes")
         return dict(inputs)
 
 
@@ -107,8 +106,8 @@ class ClapEncoder:
     Embeds sounds and captions; their cosine is the CLAPScore.
 
     ```python
-    teacher = ClapEncoder.from_pretrained("laion/clap-htsat-fused")
-    teacher.similarity([teacher.load("dog.wav")], ["A dog barks"])  # tensor([0.5])
+    clap = ClapEncoder.from_pretrained("laion/clap-htsat-fused")
+    clap.similarity([clap.load("dog.wav")], ["A dog barks"])  # tensor([0.5])
     ```
 
     Args:
@@ -133,20 +132,14 @@ class ClapEncoder:
                 that fits, or the device cannot be used.
         """
         folder = Path(path)
-        if not folder.is_dir() and (folder.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)) is None):
-            raise FileNotFoundError(f"no teacher folder at '{path}' (and it is no Hub id, which looks like owner/name)")
+        if not folder.is_dir() and (folder.exists() or not is_hub_id(path)):
+            raise FileNotFoundError(f"no CLAP folder at '{path}' (and it is no Hub id, which looks like owner/name)")
         if folder.is_dir() and not (folder / "config.json").is_file():
             raise ValueError(f"'{path}' is no model folder: it has no config.json")
         model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
-        if model_type == "clap":
-            model_class, processor_class = ClapModel, ClapProcessor
-        elif model_type == "m2d_clap":
-            from xacle.clap.m2d_modeling import M2dClapModel
-            from xacle.clap.m2d_processing import M2dClapProcessor
-
-            model_class, processor_class = M2dClapModel, M2dClapProcessor
-        else:
-            raise ValueError(f"'{path}' holds a model of type {model_type!r}; a teacher is of type 'clap' or 'm2d_clap'")
+        if model_type not in CLASSES:
+            raise ValueError(f"'{path}' holds a model of type {model_type!r}; a CLAP is of type 'clap' or 'm2d_clap'")
+        model_class, processor_class = CLASSES[model_type]
         device = usable_device(device)
         try:
             model, loaded = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)

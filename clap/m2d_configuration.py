@@ -1,7 +1,7 @@
-"""What an M2D-CLAP teacher is made of: `M2dClapAudioConfig` for the audio tower, `M2dClapConfig` for both towers.
+"""The architecture of M2D-CLAP: `M2dClapAudioConfig` for the audio tower, `M2dClapConfig` for both towers.
 
 The defaults are the checkpoint of 2025, `m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025` (Niizumi et al., M2D-CLAP). The
-original reads its architecture from the name of the checkpoint's folder; here all of it stands in `config.json`.
+original reads its architecture from the name of the checkpoint's folder; here all of it is in `config.json`.
 """
 
 from typing import Literal
@@ -110,22 +110,7 @@ class M2dClapConfig(PreTrainedConfig):
             )
 
 
-def register_auto_classes() -> None:
-    """Make `AutoConfig`, `AutoModel`, `AutoFeatureExtractor` and `AutoProcessor` load M2D-CLAP folders.
+AutoConfig.register(M2dClapAudioConfig.model_type, M2dClapAudioConfig, exist_ok=True)
+AutoConfig.register(M2dClapConfig.model_type, M2dClapConfig, exist_ok=True)
 
-    Importing [`M2dClapModel`] or [`M2dClapProcessor`] does it.
-    """
-    from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor
-
-    from xacle.clap.m2d_modeling import M2dClapAudioModel, M2dClapModel
-    from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
-
-    AutoConfig.register(M2dClapAudioConfig.model_type, M2dClapAudioConfig, exist_ok=True)
-    AutoConfig.register(M2dClapConfig.model_type, M2dClapConfig, exist_ok=True)
-    AutoModel.register(M2dClapAudioConfig, M2dClapAudioModel, exist_ok=True)
-    AutoModel.register(M2dClapConfig, M2dClapModel, exist_ok=True)
-    AutoFeatureExtractor.register(M2dClapConfig, M2dClapFeatureExtractor, exist_ok=True)
-    AutoProcessor.register(M2dClapConfig, M2dClapProcessor, exist_ok=True)
-
-
-__all__ = ["M2dClapAudioConfig", "M2dClapConfig", "register_auto_classes"]
+__all__ = ["M2dClapAudioConfig", "M2dClapConfig"]

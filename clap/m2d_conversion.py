@@ -1,8 +1,8 @@
 """NTT's M2D-CLAP checkpoints (`checkpoint-*.pth`) -> a transformers folder.
 
-Written from published facts about the files, not from the authors' code. What those do not tell is assumed here: a ViT's
-heads are 64 wide; the projection's tensors are whatever no other part claims, recognised by how their names end (see
-[`name_projection_tensors`]). A file that breaks an assumption is refused and its tensors are named.
+Written from published facts about the files, not from the authors' code. The facts leave two things open, assumed here: a ViT's
+heads are 64 wide; the projection's tensors are those that belong to no other part, recognized by how their names end (see
+[`name_projection_tensors`]). A file that breaks an assumption is refused with an error that names its tensors.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from transformers.utils import logging
 from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
 from xacle.clap.m2d_modeling import LICENSE_NOTICE, M2dClapModel
 from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
-from xacle.core.checkpoints import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
 from xacle.core.provenance import NTT_EVALUATION, weight_source
+from xacle.core.state_dicts import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
 
 logger = logging.get_logger(__name__)
 
@@ -161,7 +161,7 @@ def sort_tensors(tensors: dict[str, torch.Tensor], source: str) -> dict[str, dic
 
 
 def audio_config_from(audio: dict, projection: dict, name: re.Match) -> M2dClapAudioConfig:
-    """The name tells the input and the patches, the tensors tell widths and depths."""
+    """Sizes of the input and the patches come from the name, widths and depths from the tensors."""
     hidden_size = len(audio["embeddings.patch_embeddings.weight"])
 
     def depth(pattern: str, tensors: dict) -> int:
@@ -188,13 +188,13 @@ def audio_config_from(audio: dict, projection: dict, name: re.Match) -> M2dClapA
 def convert_m2d_clap(
     file: str | Path, output: str | Path, text_encoder: str | Path | None = None, name: str | None = None
 ) -> Path:
-    """Convert an M2D-CLAP `.pth` file to a transformers folder, and print the licence its weights stay under.
+    """Convert an M2D-CLAP `.pth` file to a transformers folder, and print the license that still covers its weights.
 
     Args:
-        file: E.g. `m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025/checkpoint-30.pth`. The folder's name tells the architecture.
-        output: New folder: `M2dClapModel`, `M2dClapProcessor` and the licence notice.
+        file: E.g. `m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025/checkpoint-30.pth`. The folder's name holds the architecture.
+        output: New folder: `M2dClapModel`, `M2dClapProcessor` and the license notice.
         text_encoder: Folder or Hub id of the text encoder's configuration and tokenizer, and of its weights where the file
-            has none (2024). By default the one that the name tells, BERT base (2025) or GTE base (2024).
+            has none (2024). By default the one that the name stands for: BERT base (2025) or GTE base (2024).
         name: The name of the released folder, if the file is no longer in it.
 
     Raises:
@@ -210,7 +210,7 @@ def convert_m2d_clap(
         raise ValueError(f"'{source}' lacks the trained text encoder (text_encoder.*) that '{checkpoint_name}' includes")
     norm_stats = parts["scalars"].get("norm_stats", NORM_STATS.get(checkpoint_name))
     if norm_stats is None:
-        raise ValueError(f"'{source}' lacks norm_stats, the mean and standard deviation that its input is normalised with")
+        raise ValueError(f"'{source}' lacks norm_stats, the mean and standard deviation that normalize its input")
     norm_mean, norm_std = torch.as_tensor(norm_stats, dtype=torch.float64).flatten().tolist()
 
     default_encoder, text_pooling = TEXT_ENCODERS[architecture["text"] or "A"]

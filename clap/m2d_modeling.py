@@ -1,11 +1,11 @@
-"""M2D-CLAP: sounds and captions -> embeddings whose cosine says how well they match. A port from published facts.
+"""M2D-CLAP: sounds and captions -> embeddings whose cosine is how well they match. A port from published facts.
 
     log-mel [batch, frames, 80] --16x16 patches--> [batch, 5 * 62, 768] --ViT--> same --semantic token--> [batch, 768]
     caption --BERT--> [batch, tokens, 768] --first token--> [batch, 768]
 
 A token is one patch; the grid is laid out by frequency first: token = frequency * 62 + time (Niizumi et al., M2D-CLAP). The
 surface is that of transformers' `ClapModel`: `get_audio_features`, `get_text_features` and `forward` return the same kinds of
-outputs, L2-normalised at the same places. The towers `audio_model` and `text_model` return embeddings before normalisation.
+outputs, L2-normalized at the same places. The towers `audio_model` and `text_model` return embeddings before normalization.
 """
 
 import math
@@ -26,13 +26,13 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig, register_auto_classes
+from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
 
 MAX_LOGIT_SCALE = math.log(100)  # as in CLIP
 
 LICENSE_FILE = "LICENSE_NOTICE.md"
 LICENSE_NOTICE = """\
-# Licence of M2D-CLAP weights
+# License of M2D-CLAP weights
 
 The weights of M2D-CLAP belong to NTT. They are released under its "SOFTWARE LICENSE AGREEMENT FOR EVALUATION" (found at
 github.com/nttcslab/m2d), which allows internal, non-commercial evaluation and neither distribution nor modification.
@@ -177,38 +177,21 @@ class M2dClapPreTrainedModel(PreTrainedModel):
         is_main_process: bool = True,
         state_dict: dict | None = None,
         push_to_hub: bool = False,
-        *,
-        accept_m2d_license: bool = False,
         **kwargs,
     ):
-        """`PreTrainedModel.save_pretrained`, plus `LICENSE_NOTICE.md`. Uploading needs the flag of [`push_to_hub`]."""
+        """`PreTrainedModel.save_pretrained`, plus `LICENSE_NOTICE.md`. `push_to_hub=True` raises, see [`push_to_hub`]."""
         if push_to_hub:
-            self._refuse_upload_unless(accept_m2d_license)
-        hub_names = ("repo_id", "commit_message", "create_pr", "private")
-        hub_kwargs = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+            self.push_to_hub()
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         if is_main_process:
             (Path(save_directory) / LICENSE_FILE).write_text(LICENSE_NOTICE, encoding="utf-8")
-        if push_to_hub and is_main_process:
-            hub_kwargs = {"repo_id": Path(save_directory).name, "token": kwargs.get("token"), **hub_kwargs}
-            self.push_to_hub(**hub_kwargs, accept_m2d_license=True)
 
-    def push_to_hub(self, *args, accept_m2d_license: bool = False, **kwargs):
-        """`PreTrainedModel.push_to_hub`, for those who may: NTT's licence does not let its weights be distributed.
-
-        Raises:
-            PermissionError: with the notice, unless `accept_m2d_license=True` says that the upload is permitted.
-        """
-        self._refuse_upload_unless(accept_m2d_license)
-        return super().push_to_hub(*args, **kwargs)
-
-    @staticmethod
-    def _refuse_upload_unless(accepted: bool) -> None:
-        if accepted is not True:
-            raise PermissionError(
-                f"{LICENSE_NOTICE}\nNothing was uploaded. If you hold the right to upload these weights, pass "
-                "accept_m2d_license=True"
-            )
+    def push_to_hub(self, *args, **kwargs):
+        """Always raises `PermissionError`: NTT's license forbids distribution. `xacle push` asks before it uploads."""
+        raise PermissionError(
+            f"{LICENSE_NOTICE}\nNothing was uploaded. If you hold the right to upload these weights, save them into a folder "
+            "and use `xacle push FOLDER REPO_ID --accept-license`"
+        )
 
 
 class M2dClapAudioModel(M2dClapPreTrainedModel):
@@ -234,10 +217,10 @@ class M2dClapAudioModel(M2dClapPreTrainedModel):
         return self.embeddings.patch_embeddings
 
     def cut(self, input_features, input_lengths=None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Cut `[batch, frames, mel bins]` into chunks and say which patches hold sound.
+        """Cut `[batch, frames, mel bins]` into chunks, and mark the patches that hold sound.
 
         Chunks follow each other every `input_frames` frames. A clip's last one is filled with 0, the mean after
-        normalisation, up to a multiple of the patch width, but never beyond the position grid: like a whole chunk it
+        normalization, up to a multiple of the patch width, but never beyond the position grid: like a whole chunk it
         loses the frames that fill no patch.
 
         Returns:
@@ -277,7 +260,7 @@ class M2dClapAudioModel(M2dClapPreTrainedModel):
 
         Returns:
             `last_hidden_state` `[batch, tokens, hidden_size]`, the patches without CLS, chunk after chunk; `pooler_output`
-            `[batch, hidden_size]`, the embedding before normalisation. `hidden_states` and `attentions` are the ViT's, of
+            `[batch, hidden_size]`, the embedding before normalization. `hidden_states` and `attentions` are the ViT's, of
             `batch * chunks` chunks with their CLS.
 
         Raises:
@@ -310,7 +293,7 @@ class M2dClapTextModel(nn.Module):
         self.encoder = AutoModel.from_config(config.text_config, add_pooling_layer=False)
 
     def forward(self, input_ids, attention_mask=None, **kwargs) -> BaseModelOutputWithPooling:
-        """`input_ids` and `attention_mask` `[batch, tokens]` -> `pooler_output` `[batch, hidden_size]`, not normalised."""
+        """`input_ids` and `attention_mask` `[batch, tokens]` -> `pooler_output` `[batch, hidden_size]`, not normalized."""
         limit = self.encoder.config.max_position_embeddings
         if input_ids.shape[1] > limit:
             raise ValueError(
@@ -383,7 +366,7 @@ class M2dClapModel(M2dClapPreTrainedModel):
         Returns:
             `audio_embeds` `[clips, hidden_size]` and `text_embeds` `[captions, hidden_size]` of length 1, their scaled cosines
             `logits_per_audio` `[clips, captions]` and `logits_per_text`, and the towers' outputs, whose `pooler_output` is
-            the embedding before normalisation.
+            the embedding before normalization.
         """
         audio_outputs = self.audio_model(input_features, input_lengths, **kwargs)
         text_outputs = self.text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
@@ -405,6 +388,7 @@ class M2dClapModel(M2dClapPreTrainedModel):
         )
 
 
-register_auto_classes()
+AutoModel.register(M2dClapAudioConfig, M2dClapAudioModel, exist_ok=True)
+AutoModel.register(M2dClapConfig, M2dClapModel, exist_ok=True)
 
 __all__ = ["LICENSE_FILE", "LICENSE_NOTICE", "M2dClapAudioModel", "M2dClapModel", "M2dClapPreTrainedModel"]

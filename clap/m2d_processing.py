@@ -1,6 +1,6 @@
 """Sound and caption -> tensors for M2D-CLAP: `M2dClapFeatureExtractor` (waveform -> log-mel) and `M2dClapProcessor` (both).
 
-waveform 16 kHz in [-1, 1] --STFT, power--> [201, frames] --80 mel filters, log, normalise--> input_features [frames, 80]
+waveform 16 kHz in [-1, 1] --STFT, power--> [201, frames] --80 mel filters, log, normalize--> input_features [frames, 80]
 """
 
 from functools import lru_cache
@@ -8,10 +8,10 @@ from numbers import Real
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin, SequenceFeatureExtractor
+from transformers import AutoFeatureExtractor, AutoProcessor, BatchFeature, ProcessorMixin, SequenceFeatureExtractor
 
 from xacle.audio_xacle import load_waveform
-from xacle.clap.m2d_configuration import register_auto_classes
+from xacle.clap.m2d_configuration import M2dClapConfig
 
 SAMPLING_RATE = 16000
 WINDOW_LENGTH = 400  # 25 ms, and the length of the FFT
@@ -45,8 +45,8 @@ def mel_filter_bank(num_mel_bins: int) -> torch.Tensor:
 def log_mel(waveform: torch.Tensor, num_mel_bins: int = 80) -> torch.Tensor:
     """Log-mel spectrogram of M2D: `[samples]` in [-1, 1] at 16 kHz -> `[1 + samples // 160, mel bins]`, float32.
 
-    Frames are centred on multiples of the hop, the ends are reflected, the window is a periodic Hann window. Always in
-    float32, whatever autocast says.
+    Frames are centered on multiples of the hop, the ends are reflected, the window is a periodic Hann window. Always in
+    float32, even under autocast.
     """
     exact = {"dtype": torch.float32, "device": "cpu"}  # whatever the defaults are
     with torch.autocast("cpu", enabled=False):
@@ -65,12 +65,12 @@ def log_mel(waveform: torch.Tensor, num_mel_bins: int = 80) -> torch.Tensor:
 
 class M2dClapFeatureExtractor(SequenceFeatureExtractor):
     r"""
-    Waveforms -> normalised log-mel spectrograms, the input of M2D-CLAP's audio tower.
+    Waveforms -> normalized log-mel spectrograms, the input of M2D-CLAP's audio tower.
 
     Args:
         feature_size (`int`, defaults to 80): Mel bins.
-        sampling_rate (`int`, defaults to 16000): The only rate the checkpoints know; other audio is resampled.
-        padding_value (`float`, defaults to 0.0): Value of padded frames, after normalisation.
+        sampling_rate (`int`, defaults to 16000): The only rate supported; other audio is resampled.
+        padding_value (`float`, defaults to 0.0): Value of padded frames, after normalization.
         norm_mean, norm_std (`float`): Statistics of the log-mel values in the pre-training data, stored in a checkpoint as
             `norm_stats`. Features are `(log-mel - norm_mean) / norm_std`. The defaults are the checkpoint's of 2025.
     """
@@ -106,7 +106,7 @@ class M2dClapFeatureExtractor(SequenceFeatureExtractor):
         """
         Args:
             raw_speech: One sound or a list of sounds: arrays, tensors, paths, URLs, bytes or dicts (see
-                [`xacle.audio_xacle.load_waveform`]). None is cut: the model takes any length.
+                [`xacle.audio_xacle.load_waveform`]). They are not cut: the model takes any length.
             sampling_rate: The rate of the arrays among them, in Hz. Other rates than 16 kHz are resampled.
             padding: `True` pads to the longest clip, `"max_length"` to `max_length` frames, `False` not at all. Padding does
                 not change a clip's embedding.
@@ -198,6 +198,7 @@ class M2dClapProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", *self.feature_extractor.model_input_names]
 
 
-register_auto_classes()
+AutoFeatureExtractor.register(M2dClapConfig, M2dClapFeatureExtractor, exist_ok=True)
+AutoProcessor.register(M2dClapConfig, M2dClapProcessor, exist_ok=True)
 
 __all__ = ["M2dClapFeatureExtractor", "M2dClapProcessor"]

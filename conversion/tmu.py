@@ -11,8 +11,9 @@ from transformers.utils import logging
 
 from xacle.configuration_xacle import BeatsConfig, XacleConfig
 from xacle.conversion.beats import rename_beats_tensors
-from xacle.core.checkpoints import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
+from xacle.core.loading import is_hub_id
 from xacle.core.provenance import TMU, TMU_LICENSE, license_on_card, weight_source
+from xacle.core.state_dicts import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 
@@ -200,7 +201,7 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
 
 
 def _source_of(checkpoint: str | Path, folder: Path) -> dict:
-    """Of checkpoints in the authors' format, the license is known of the one they published; else a card may tell it."""
+    """The source of a checkpoint in the authors' format. Of the published one the license is known; others may have a card."""
     if str(checkpoint) == TMU:
         return weight_source("scorer", TMU, TMU_LICENSE)
     known = license_on_card(folder if Path(checkpoint).exists() else checkpoint)
@@ -213,7 +214,7 @@ def _find_checkpoint(source: str | Path) -> tuple[Path, Path]:
     if path.is_file():
         return path.parent, path
     if not path.is_dir():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) is None:
+        if not is_hub_id(source):
             raise FileNotFoundError(f"'{source}' is neither a folder, a file nor a Hub id")
         path = Path(snapshot_download(str(source), allow_patterns=["config.json", "model.pt"]))
     if not (path / "model.pt").is_file():

@@ -19,9 +19,15 @@ from transformers import Qwen2Config, Qwen2Model
 
 from xacle.configuration_xacle import XacleConfig
 from xacle.core.provenance import TMU, TMU_LICENSE, weight_source
-from xacle.demo.panel import write_corpus
-from xacle.demo.parts import save_clap
-from xacle.demo.random_weights import CAPTIONS, save_tiny_scorer, tiny_config, tiny_processor, tiny_tokenizer
+from xacle.demo.generated_corpus import write_corpus
+from xacle.demo.tiny_models import (
+    CAPTIONS,
+    save_small_clap,
+    save_tiny_scorer,
+    tiny_config,
+    tiny_processor,
+    tiny_tokenizer,
+)
 from xacle.modeling_beats import BeatsModel
 from xacle.processing_xacle import XacleFeatureExtractor
 
@@ -87,7 +93,7 @@ def prepare() -> None:
     BeatsModel(config.audio_config).save_pretrained("beats")
     XacleFeatureExtractor().save_pretrained("beats")
     captions = [row["text"] for rows in tables.values() for row in rows]
-    save_clap(captions, Path("m2d-clap"), seed=0)
+    save_small_clap(captions, Path("m2d-clap"), seed=0)
     tokenizer = tiny_tokenizer([*CAPTIONS.values(), *captions])
     settings = {**config.text_config.to_dict(), "vocab_size": len(tokenizer)}
     for size in ("0.5B", "1.5B"):  # a folder of that name is used before the Hub

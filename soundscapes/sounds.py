@@ -1,4 +1,4 @@
-"""How the sounds of a soundscape are made, from noise, sines and filters. What they stand for is told in soundscapes.py."""
+"""The sounds of events, made from noise, sines and filters. events.py says which kind of event has which sound."""
 
 from functools import cache
 
@@ -56,7 +56,7 @@ def fade(samples: int, attack: float, release: float) -> np.ndarray:
     return np.clip(np.minimum(position / attack, (position[-1] - position) / release), 0, 1)
 
 
-# ---- Sounds that go on: (rng, samples, pitch, speed) -> [samples]. ----
+# ---- Continuous sounds: (rng, samples, pitch, speed) -> [samples]. ----
 
 
 def rain(rng, samples, pitch, speed):

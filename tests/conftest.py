@@ -23,7 +23,7 @@ import torch
 from hub_server import TOKEN
 
 from xacle.conversion.tmu import convert_tmu
-from xacle.demo.random_weights import CAPTIONS, make_sound, save_tiny_scorer, tiny_config, tiny_processor
+from xacle.demo.tiny_models import CAPTIONS, make_sound, save_tiny_scorer, tiny_config, tiny_processor
 from xacle.modeling_xacle import XacleForAlignmentScoring
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ import soundfile as sf
 import torch
 
 from xacle.audio_xacle import load_waveform
-from xacle.demo.random_weights import make_sound
+from xacle.demo.tiny_models import make_sound
 from xacle.processing_xacle import XacleFeatureExtractor
 
 RATE = 16000

@@ -9,7 +9,7 @@ import soundfile as sf
 from scipy import stats
 from test_scoring import command, refusal, write_table
 
-from xacle.demo.random_weights import CAPTIONS, make_sound
+from xacle.demo.tiny_models import CAPTIONS, make_sound
 from xacle.scoring.comparison import compare, names_of, write_comparison
 from xacle.scoring.significance import bootstrap_means, holm, interval, paired_test
 from xacle.scoring.table_job import ScoringOptions, score_table

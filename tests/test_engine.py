@@ -18,7 +18,7 @@ import torch
 
 from xacle.core.clips import Share
 from xacle.core.tables import TableError
-from xacle.demo.random_weights import make_sound
+from xacle.demo.tiny_models import make_sound
 from xacle.modeling_beats import BeatsModel
 from xacle.scoring.scorer import Scorer
 from xacle.scoring.table_job import ScoringOptions, score_table

@@ -8,7 +8,7 @@ import soundfile as sf
 import torch
 from test_scoring import command, refusal
 
-from xacle.demo.random_weights import CAPTIONS, make_sound
+from xacle.demo.tiny_models import CAPTIONS, make_sound
 from xacle.scoring.explanation import explain, explanation_plot, without_each_phrase, without_each_word
 from xacle.scoring.scorer import Scorer
 
@@ -23,7 +23,7 @@ def clip(first: str | None, second: str | None) -> np.ndarray:
 @pytest.fixture(scope="module")
 def trained(processor) -> Scorer:
     """A tiny scorer trained for some seconds to decide, by the caption, whether siren or rain occur anywhere."""
-    from xacle.demo.random_weights import tiny_config
+    from xacle.demo.tiny_models import tiny_config
     from xacle.modeling_xacle import XacleForAlignmentScoring
 
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ import soundfile as sf
 import torch
 
 from xacle.core.clips import Share, hash_clips
-from xacle.demo.random_weights import CAPTIONS, make_sound
+from xacle.demo.tiny_models import CAPTIONS, make_sound
 from xacle.train.clip_features import CHUNK, UndecodableClipsError, cache_features, compute_features
 from xacle.train.feature_cache import FeatureCache
 

@@ -8,7 +8,7 @@ import torch
 from conftest import GOLDEN, REFERENCE_ARITHMETIC
 
 from xacle.audio_xacle import fbank
-from xacle.demo.random_weights import make_sound
+from xacle.demo.tiny_models import make_sound
 from xacle.processing_xacle import XacleFeatureExtractor
 
 extractor = XacleFeatureExtractor()

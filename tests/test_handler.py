@@ -11,7 +11,7 @@ import soundfile as sf
 from conftest import ROOT
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
-from xacle.demo.random_weights import make_sound
+from xacle.demo.tiny_models import make_sound
 from xacle.scoring.scorer import Scorer
 
 CAPTIONS = ["Rain falls", "A siren rises and falls in pitch", "A clock ticks"]

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT
 from datasets import Dataset
 
-from xacle.demo.random_weights import CAPTIONS, make_sound
+from xacle.demo.tiny_models import CAPTIONS, make_sound
 from xacle.scoring.metrics import alignment_metrics
 from xacle.scoring.scorer import Scorer
 

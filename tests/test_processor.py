@@ -8,7 +8,7 @@ import torch
 from conftest import GOLDEN
 from transformers import AutoTokenizer
 
-from xacle.demo.random_weights import CAPTIONS, tiny_tokenizer
+from xacle.demo.tiny_models import CAPTIONS, tiny_tokenizer
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 
 CLIP = np.zeros(16000, dtype=np.float32)

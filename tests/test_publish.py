@@ -21,7 +21,7 @@ from xacle.configuration_xacle import XacleConfig
 from xacle.conversion.beats import BEATS_LICENSE
 from xacle.conversion.tmu import convert_tmu
 from xacle.core.provenance import NTT_EVALUATION, TMU, TMU_LICENSE, sources_of, weight_source, weights_checksum
-from xacle.demo.random_weights import CAPTIONS, make_sound
+from xacle.demo.tiny_models import CAPTIONS, make_sound
 from xacle.publish.license import LICENSES, terms_of
 from xacle.publish.push import prepare
 from xacle.scoring.scorer import Scorer

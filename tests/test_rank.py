@@ -7,7 +7,7 @@ import pytest
 import soundfile as sf
 from test_scoring import command, refusal
 
-from xacle.demo.random_weights import make_sound
+from xacle.demo.tiny_models import make_sound
 from xacle.scoring.ranking import best_of_n
 from xacle.scoring.scorer import Scorer
 

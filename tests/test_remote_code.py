@@ -8,7 +8,7 @@ import soundfile as sf
 from conftest import GOLDEN, ROOT
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
-from xacle.demo.random_weights import make_sound
+from xacle.demo.tiny_models import make_sound
 
 MODEL_FILES = sorted(path.name for path in [*ROOT.glob("*_xacle.py"), ROOT / "modeling_beats.py"])
 

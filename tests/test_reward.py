@@ -8,7 +8,7 @@ import soundfile as sf
 import soxr
 import torch
 
-from xacle.demo.random_weights import CAPTIONS, make_sound
+from xacle.demo.tiny_models import CAPTIONS, make_sound
 from xacle.scoring.reward import AlignmentReward
 from xacle.scoring.scorer import Scorer
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from xacle.cli import app
 from xacle.core.columns import FILE_COLUMNS, TEXT_COLUMNS
 from xacle.core.tables import read_pairs, shortest, write_problems
-from xacle.demo.random_weights import make_sound
+from xacle.demo.tiny_models import make_sound
 from xacle.modeling_xacle import XacleForConditionalGeneration
 from xacle.scoring.scorer import Scorer
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from drawing import draw_problem, draw_result, gauge, spectrogram, time_marks
 from rating import MAX_CAPTIONS, InputError, Rater, Rating, Result
-from xacle.demo.random_weights import make_sound
+from xacle.demo.tiny_models import make_sound
 from xacle.scoring.scorer import Scorer
 
 SPACE = ROOT / "space"

@@ -221,12 +221,12 @@ def test_an_m2d_clap_is_a_teacher_too(tmp_path):
 
 
 def test_wrong_folders_are_reported(clap_folder, tiny_folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no teacher folder at 'no/such/folder'"):
+    with pytest.raises(FileNotFoundError, match="no CLAP folder at 'no/such/folder'"):
         ClapEncoder.from_pretrained("no/such/folder")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"it has no config\.json"):
         ClapEncoder.from_pretrained(tmp_path / "empty")
-    with pytest.raises(ValueError, match="a model of type 'xacle'; a teacher is of type 'clap' or 'm2d_clap'"):
+    with pytest.raises(ValueError, match="a model of type 'xacle'; a CLAP is of type 'clap' or 'm2d_clap'"):
         ClapEncoder.from_pretrained(tiny_folder)
     bare = tmp_path / "bare"
     ClapModel.from_pretrained(clap_folder).save_pretrained(bare)

@@ -10,7 +10,7 @@ import soundfile as sf
 from xacle.audio_xacle import load_waveform
 from xacle.core.clips import hash_clips
 from xacle.core.tables import TableError
-from xacle.demo.random_weights import make_sound
+from xacle.demo.tiny_models import make_sound
 from xacle.train.data import read_table
 from xacle.train.listeners import ListenerRating, pair_ratings
 from xacle.train.splits import check_overlap, k_fold, split_table

@@ -1,4 +1,4 @@
-"""Reading foreign checkpoints safely, and writing them as exact transformers folders."""
+"""What every converter does: read a checkpoint without running its code, and fit its state dict into a model exactly."""
 
 import zipfile
 from pathlib import Path
