@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,14 +10,16 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from datasets import Audio, Dataset
 from safetensors.torch import load_file
 from scipy import stats
-from transformers import AutoModel, AutoTokenizer, Qwen2ForCausalLM
+from transformers import AutoModel, AutoTokenizer, Qwen2ForCausalLM, TrainingArguments
 
 from xacle.configuration_xacle import XacleConfig
 from xacle.conversion.beats import convert_beats
 from xacle.modeling_beats import BeatsForAudioClassification
 from xacle.modeling_xacle import XacleForAlignmentScoring, XacleForConditionalGeneration, XacleModel
+from xacle.processing_xacle import XacleProcessor
 from xacle.scoring.calibration import fit_affine
 from xacle.scoring.scorer import Scorer
 from xacle.train import stage1_captioning, stage2_pseudo_labels, stage3_ratings
@@ -221,6 +224,84 @@ def test_a_model_is_put_together_from_beats_and_a_language_model(task, tmp_path)
     before = decoder.model.state_dict()["layers.0.mlp.up_proj.weight"]
     after = trained["model.language_model.layers.0.mlp.up_proj.weight"]
     assert not torch.equal(after, before) and torch.allclose(after, before, atol=0.01)
+
+
+# --- In a notebook -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_notebook_of_the_guide_trains_a_scorer(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(task.folder / "model", "xacle-tmu")
+    for name, clip in (("dog", 0), ("rain", 1)):
+        shutil.copy(task.folder / "wav" / f"{clip}.wav", f"{name}.wav")
+    page = (Path(__file__).parents[1] / "docs/train.md").read_text()
+    [code] = re.findall(r"## In a notebook\n.*?```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(code, {})
+    before, after = weights(tmp_path / "xacle-tmu"), weights(tmp_path / "notebook-scorer")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any("audio_tower" in name for name in changed)
+    assert np.isfinite(Scorer.from_pretrained("notebook-scorer").score(["dog.wav"], ["A dog barks"])).all()
+
+
+@pytest.fixture
+def pairs(task):
+    """The training table as a plain dataset's columns."""
+    with (task.folder / "ratings.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    files = [str(task.folder / "wav" / row["wav_file_name"]) for row in rows]
+    return {"audio": files, "text": [row["text"] for row in rows], "score": [float(row["average_score"]) for row in rows]}
+
+
+def notebook_trainer(task, output_dir, pairs, **options):
+    settings = {"max_steps": 2, "per_device_train_batch_size": 8, "logging_steps": 1, "learning_rate": 1e-4, "use_cpu": True}
+    arguments = TrainingArguments(str(output_dir), disable_tqdm=True, save_strategy="no", **settings)
+    model = XacleForAlignmentScoring.from_pretrained(task.folder / "model")
+    processor = XacleProcessor.from_pretrained(task.folder / "model")
+    return AlignmentTrainer(model, arguments, train_dataset=pairs, processing_class=processor, **options)
+
+
+def test_every_form_of_a_plain_dataset_trains_alike(task, pairs, tmp_path):
+    files = Dataset.from_dict(pairs)
+    sounds = [{"array": sf.read(file, dtype="float32")[0], "sampling_rate": 16000} for file in pairs["audio"]]
+    datasets = {
+        "files": files,
+        "features": files.cast_column("audio", Audio()),
+        "stored": files.map(lambda pair: {"audio": {"bytes": Path(pair["audio"]).read_bytes(), "path": None}}),
+        "list": [dict(zip(pairs, values, strict=True)) for values in zip(*pairs.values(), strict=True)],
+        "arrays": [
+            {"audio": sound, "text": text, "score": score}
+            for sound, text, score in zip(sounds, pairs["text"], pairs["score"], strict=True)
+        ],
+    }
+    found = {}
+    for name, dataset in datasets.items():
+        trainer = notebook_trainer(task, tmp_path / name, dataset, eval_dataset=dataset)
+        trainer.train()
+        found[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert -1 <= trainer.evaluate()["eval_SRCC"] <= 1
+    for name, losses_of_form in found.items():
+        assert len(losses_of_form) == 2 and losses_of_form == pytest.approx(found["files"], abs=1e-4), name
+
+
+def test_a_last_list_of_one_pair_is_left_out(task, pairs, tmp_path):
+    odd = Dataset.from_dict({name: values[:9] for name, values in pairs.items()})
+    trainer = notebook_trainer(task, tmp_path / "run", odd)
+    assert len(trainer.get_train_dataloader()) == 1
+    trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": None}, "train_dataset has no column score; it has audio, text"),
+        ({"audio": None, "text": None}, "train_dataset has no column audio or text; it has score"),
+        ({"score": [5.0] * 30 + [73.0, 1.0]}, r"train_dataset, row 30: score must be a number from 0 to 10, got 73\.0"),
+    ],
+)
+def test_a_plain_dataset_that_cannot_be_used_is_refused(change, message, task, pairs, tmp_path):
+    columns = {name: values for name, values in {**pairs, **change}.items() if values is not None}
+    with pytest.raises(ValueError, match=message):
+        notebook_trainer(task, tmp_path / "run", Dataset.from_dict(columns))
 
 
 # --- LoRA and freezing -------------------------------------------------------------------------------------------------------
@@ -505,8 +586,6 @@ def test_mistakes_are_reported_before_any_training(options, message, task, tmp_p
 
 
 def test_a_config_file_stands_between_the_stages_defaults_and_the_command_line(task, tmp_path):
-    from transformers import TrainingArguments
-
     from xacle.train.arguments import CONFIGS, DataArguments, RankingArguments, parse_arguments
 
     config = tmp_path / "mine.yaml"
