@@ -1,7 +1,8 @@
 """Run the commands and Python blocks of the README and the docs: `make docs-check` (some minutes).
 
 They run unchanged, in a folder with tiny stand-ins for the models and tables they name; training commands run for one epoch.
-For those that cannot run like this, the test that covers them is printed. `python docs/check.py docs/score.md` checks one page.
+For those that cannot run like this, the test that covers them is printed. `python docs/check.py README.md docs/score.md` checks
+these pages only; the guides use what the README trains.
 """
 
 import csv
