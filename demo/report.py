@@ -42,7 +42,7 @@ def write_report(run: dict, corpus: Path, file: Path) -> Path:
     Args:
         run: What `results.json` holds.
         corpus: The corpus folder; the examples' sounds are read from it.
-        file: Where to write; the commands shown take it to be in the demo's output folder, with the model in `model/`.
+        file: Where to write; the page's commands expect it in the demo's output folder, with the model in `model/`.
 
     Raises:
         KeyError: if `run` lacks a part.

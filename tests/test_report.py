@@ -1,4 +1,4 @@
-"""The demo's report stands alone, says what the numbers say, and takes captions as data."""
+"""The demo's report needs no other file, agrees with its numbers, and treats captions as data."""
 
 import base64
 import csv
@@ -151,10 +151,10 @@ def test_the_report_says_that_nobody_listened_and_whose_numbers_are_whose(run, r
 
 def test_the_numbers_of_the_table_are_in_both_tables(run, report):
     page, table = report(run), format_table(run)
-    for shown in (page.text, table):
+    for text in (page.text, table):
         for number in ("0.674", "0.625", "0.574", "0.700", "0.710", "0.620", "0.780", "-0.040"):
-            assert number in shown.replace("\N{MINUS SIGN}", "-")
-        assert f"{run['corpus']['test']['noise_ceiling_srcc']:.3f}" in shown
+            assert number in text.replace("\N{MINUS SIGN}", "-")
+        assert f"{run['corpus']['test']['noise_ceiling_srcc']:.3f}" in text
 
 
 def test_the_markdown_table_is_aligned(run):
@@ -216,7 +216,7 @@ def test_the_findings_follow_the_numbers(run, report):
     assert re.search(r"Caption-blind: 0.040 \[.0.040, 0.120\], not distinguishable from 0\.", text)
 
 
-def test_the_findings_tell_when_the_recipe_fails(run):
+def test_the_findings_report_when_the_recipe_fails(run):
     row_of(run, "stage123").update(estimates(0.42))
     row_of(run, "stage23").update(estimates(0.25))
     row_of(run, "ensemble").update(estimates(0.30))
@@ -305,7 +305,7 @@ def test_scores_off_the_scale_and_negative_intervals_are_drawn_inside(run, repor
     assert min(widths) >= 0 and max(widths) <= 100
 
 
-def test_the_commands_shown_exist(run, report):
+def test_the_commands_on_the_page_exist(run, report):
     page = report(run)
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     guides = " ".join(" ".join(page.read_text() for page in pages).replace("\\\n", " ").split())
