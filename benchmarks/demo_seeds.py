@@ -1,15 +1,16 @@
-"""Test SRCC of several runs of the demo side by side: `python benchmarks/demo_seeds.py OUT [OUT ...]`
+"""Test SRCC of several runs of the demo side by side: `python -m benchmarks.demo_seeds OUT [OUT ...]`
 
 Each OUT is a folder that `xacle demo --seed N --out OUT` wrote.
 """
 
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
 
 
-def main(folders: list[Path]) -> None:
+def print_seeds(folders: list[Path]) -> None:
     runs = [json.loads((folder / "results.json").read_text()) for folder in folders]
     print(f"| test SRCC | {' | '.join('seed {}'.format(run['seed']) for run in runs)} | mean | spread |")
     print("|---|" + "---:|" * (len(runs) + 2))
@@ -18,7 +19,7 @@ def main(folders: list[Path]) -> None:
         of_seeds[rows[0]["key"]] = values = [row["test"]["value"] for row in rows]
         cells = [*values, statistics.mean(values), max(values) - min(values)]
         print(f"| {rows[0]['configuration']} | {' | '.join(f'{value:.3f}' for value in cells)} |")
-    ceilings = [run["corpus"]["test"]["noise_ceiling_srcc"] for run in runs]
+    ceilings = [run["corpus"]["test"].get("noise_ceiling_srcc", math.nan) for run in runs]
     print(f"| noise ceiling | {' | '.join(f'{value:.3f}' for value in [*ceilings, statistics.mean(ceilings)])} | |")
     print(f"| minutes | {' | '.join('{:.1f}'.format(run['seconds'] / 60) for run in runs)} | | |")
     members = [statistics.mean(pair) for pair in zip(of_seeds["stage123"], of_seeds["stage23"], strict=True)]
@@ -29,4 +30,4 @@ def main(folders: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main([Path(folder) for folder in sys.argv[1:]])
+    print_seeds([Path(folder) for folder in sys.argv[1:]])

@@ -194,7 +194,7 @@ def convert_m2d_clap(
         file: E.g. `m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025/checkpoint-30.pth`. The folder's name holds the architecture.
         output: New folder: `M2dClapModel`, `M2dClapProcessor` and the license notice.
         text_encoder: Folder or Hub id of the text encoder's configuration and tokenizer, and of its weights where the file
-            has none (2024). By default the one that the name stands for: BERT base (2025) or GTE base (2024).
+            has none (2024). By default the one in the name: BERT base (2025) or GTE base (2024).
         name: The name of the released folder, if the file is no longer in it.
 
     Raises:

@@ -297,7 +297,7 @@ class M2dClapTextModel(nn.Module):
         limit = self.encoder.config.max_position_embeddings
         if input_ids.shape[1] > limit:
             raise ValueError(
-                f"a caption of {input_ids.shape[1]} tokens does not fit the text encoder, which has room for {limit}; "
+                f"a caption of {input_ids.shape[1]} tokens is too long for the text encoder, which takes {limit} at most; "
                 f"pass truncation=True, max_length={limit} to the processor"
             )
         outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)

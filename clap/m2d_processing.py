@@ -169,7 +169,7 @@ class M2dClapProcessor(ProcessorMixin):
             audio: One sound or a list (see [`M2dClapFeatureExtractor`]); sounds are always padded to the longest.
             sampling_rate: The rate of arrays, in Hz.
             padding, truncation, max_length: Of the captions, as every tokenizer takes them. As in the original, nothing is
-                truncated unless asked for; BERT has room for 512 tokens.
+                truncated unless asked for; BERT takes 512 tokens at most.
             return_tensors: `"pt"` or `"np"`.
 
         Returns:

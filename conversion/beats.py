@@ -57,7 +57,7 @@ FIXED = {"layer_norm_first": False, "relative_position_embedding": True, "gru_re
 def rename_beats_tensors(tensors: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
     """Microsoft's state dict, without `predictor.*` -> `BeatsModel`'s.
 
-    The relative position table, which all layers share, may stand in the first layer only or be repeated in every one.
+    The relative position table, which all layers share, may be in the first layer only or repeated in every one.
 
     Raises:
         ValueError: if two tensors claim one name or the repeated tables differ.

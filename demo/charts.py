@@ -68,6 +68,10 @@ class Chart:
     alt: str
 
 
+def number(value: float) -> str:
+    return f"{value:.3f}".replace("-", MINUS)
+
+
 def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -95,11 +99,11 @@ def srcc_chart(rows: list[dict], final: dict, ceiling: float | None) -> Chart:
             label = {"y": place - 0.28, "va": "bottom", "transform": axes.get_yaxis_transform()}
             label |= {"color": LIGHT["accent" if row is final else "ink"]}
             axes.text(x=0, s=row["configuration"], **label)
-            axes.text(x=1, s=f"{estimate['value']:.3f}".replace("-", MINUS), ha="right", **label)
+            axes.text(x=1.03, s=number(estimate["value"]), **label | {"y": place, "va": "center"})
         axes.axvline(0, color=LIGHT["neutral"], linewidth=0.8)
         if ceiling is not None:
             axes.axvline(ceiling, color=LIGHT["ink"], linewidth=0.8, linestyle="--")
-            axes.set_title(f"noise ceiling {ceiling:.3f} (dashed)", loc="right", fontsize=9)
+            axes.set_title(f"dashed: noise ceiling {number(ceiling)}", loc="right", fontsize=9)
         axes.set_xlim(min(0, *(row["test"]["low"] for row in rows)) - 0.02, 1)
         axes.set_ylim(len(rows) - 0.5, -0.9)
         axes.set_yticks([])
@@ -131,8 +135,8 @@ def validation_chart(points: list, limits: tuple[float, float]) -> Chart:
     def mark_best(axes: Axes) -> None:
         epoch, best = max(points, key=lambda point: point[1])
         axes.plot(epoch, best, "o", color=LIGHT["accent"], markersize=5)
-        axes.annotate(f"{best:.3f}", (epoch, best), (0, 6), textcoords="offset points", ha="center")
-        axes.set_ylim(*limits)
+        axes.annotate(number(best), (epoch, best), (0, 6), textcoords="offset points", ha="center")
+        axes.set_ylim(limits[0] - 0.05, limits[1] + 0.05)
 
     return curve_chart("Validation SRCC", "epoch", points, mark_best)
 
@@ -147,6 +151,8 @@ def curve_chart(name: str, unit: str, points: list, finish: Callable[[Axes], Non
             finish(axes)
         axes.set_xlabel(unit)
         axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(points) == 1:
+            axes.set_xticks(positions)
 
     return draw((3.4, 1.8), paint, f"{name} by {unit}: from {values[0]:.3f} to {values[-1]:.3f}")
 

@@ -221,8 +221,8 @@ class Recipe:
         } | options
         with options["train_file"].open(newline="") as file:
             rows = sum(1 for _ in csv.DictReader(file))
-        if rows % options["per_device_train_batch_size"] == 1:  # a list of one cannot be ranked
-            options["dataloader_drop_last"] = "true"
+        batch_size = min(options["per_device_train_batch_size"], rows)  # the last, smaller batch is dropped
+        options["per_device_train_batch_size"] = batch_size
         main([part for name, value in options.items() for part in (f"--{name}", str(value))])
         for checkpoint in folder.glob("checkpoint-*"):  # the best one's weights are in the folder itself
             shutil.rmtree(checkpoint)

@@ -13,7 +13,18 @@ import soundfile as sf
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from xacle.audio_xacle import SAMPLING_RATE, load_waveform
-from xacle.demo.charts import DARK, LIGHT, MINUS, data_uri, loss_chart, score_chart, spectrogram, srcc_chart, validation_chart
+from xacle.demo.charts import (
+    DARK,
+    LIGHT,
+    MINUS,
+    data_uri,
+    loss_chart,
+    number,
+    score_chart,
+    spectrogram,
+    srcc_chart,
+    validation_chart,
+)
 from xacle.demo.corpus import Corpus
 from xacle.scoring.metrics import alignment_metrics
 from xacle.soundscapes.random_numbers import generator
@@ -31,7 +42,7 @@ def write_report(run: dict, corpus: Path, file: Path) -> Path:
     Args:
         run: What `results.json` holds.
         corpus: The corpus folder; the examples' sounds are read from it.
-        file: Where to write; the commands shown take it to be in the demo's output folder, with the model in `model/`.
+        file: Where to write; the page's commands expect it in the demo's output folder, with the model in `model/`.
 
     Raises:
         KeyError: if `run` lacks a part.
@@ -45,7 +56,7 @@ def write_report(run: dict, corpus: Path, file: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "duration": duration}
+    environment.filters |= {"number": known, "duration": duration}
     predicted = [row["pred_score"] for row in run["predictions"]]
     rated = [row["average_score"] for row in run["predictions"]]
     rows = {row["key"]: row for row in measured(run)}
@@ -55,6 +66,7 @@ def write_report(run: dict, corpus: Path, file: Path) -> Path:
     output = file.resolve().parent
     page = environment.get_template("report.html.jinja").render(
         run=run,
+        about={name: run["corpus"].get(name, "") for name in ("about", "ratings", "about_ratings")},
         rows=rows,
         final=final,
         ceiling=ceiling,
@@ -83,10 +95,10 @@ def format_table(run: dict) -> str:
     header = ("Configuration", "paper val", "paper test", "our val", "our test")
     cells = [header]
     for row in run["table"]:
-        paper = [number(row["paper_validation"]), number(row["paper_test"])]
+        paper = [known(row["paper_validation"]), known(row["paper_test"])]
         cells.append((row["configuration"].replace("|", r"\|"), *paper, interval(row["validation"]), interval(row["test"])))
     if noise_ceiling(run, "test") is not None:
-        ceilings = [number(noise_ceiling(run, split)) for split in ("validation", "test")]
+        ceilings = [known(noise_ceiling(run, split)) for split in ("validation", "test")]
         cells.append(("Noise ceiling of our ratings", DASH, DASH, *ceilings))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in cells]
@@ -179,8 +191,8 @@ def measured(run: dict) -> list[dict]:
     return [row for row in run["table"] if row["test"] is not None]
 
 
-def number(value: float | None) -> str:
-    return DASH if value is None else f"{value:.3f}".replace("-", MINUS)
+def known(value: float | None) -> str:
+    return DASH if value is None else number(value)
 
 
 def signed(value: float) -> str:

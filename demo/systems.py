@@ -59,8 +59,9 @@ def score_systems(recipe, folder: Path) -> dict:
     captions = {split: generate_captions(*captioner, recipe.corpus.sounds(split)) for split in SCORED}
     for split in SCORED:
         for key, scores in scores_of(recipe, split, captions[split]).items():
-            rows = zip(recipe.corpus.pairs(split), scores, strict=True)
-            write_scores(folder / f"{split}_{key}.csv", ((pair.wav_file_name, pair.text, score) for pair, score in rows))
+            pairs = recipe.corpus.pairs(split)
+            rows = [(pair.wav_file_name, pair.text, score) for pair, score in zip(pairs, scores, strict=True)]
+            write_scores(folder / f"{split}_{key}.csv", rows, with_text=True)
         ensemble([folder / f"{split}_{key}.csv" for key in ENSEMBLE], folder / f"{split}_ensemble.csv")
     table = [vars(system) | {split: srcc(recipe, folder, system.key, split) for split in SCORED} for system in SYSTEMS]
     true_captions = recipe.corpus.true_captions()

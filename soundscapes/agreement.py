@@ -34,29 +34,29 @@ def agreement(scene: Scene, described: Scene) -> float:
     The sum is divided by (events described + 0.5 x events of the scene without a described event). It is multiplied by 0.6 if
     both events are described in the wrong order, by 0.8 if "while" stands for "followed by" or the reverse.
     """
-    best, heard, claims = 0.0, scene.events, described.events
-    for order in permutations(heard + (None,) * (len(claims) - len(heard))):
+    best, events, claims = 0.0, scene.events, described.events
+    for order in permutations(events + (None,) * (len(claims) - len(events))):
         parts = [_credit(event, claim) if event else 0.0 for event, claim in zip(order, claims, strict=False)]
-        total = sum(parts) / (len(claims) + UNDESCRIBED_WEIGHT * max(0, len(heard) - len(claims)))
-        if len(heard) == len(claims) == 2 and all(parts):
+        total = sum(parts) / (len(claims) + UNDESCRIBED_WEIGHT * max(0, len(events) - len(claims)))
+        if len(events) == len(claims) == 2 and all(parts):
             if scene.relation != described.relation:
                 total *= WRONG_RELATION
-            elif scene.relation == "followed by" and order != heard:
+            elif scene.relation == "followed by" and order != events:
                 total *= WRONG_ORDER
         best = max(best, total)
     return 10 * best
 
 
-def _credit(heard: Event, described: Event) -> float:
+def _credit(event: Event, claim: Event) -> float:
     """The upper part of the table of `agreement`, 0-1."""
-    if heard.kind != described.kind:
-        return RELATED_KIND if KINDS[heard.kind].family == KINDS[described.kind].family else 0.0
-    if heard.count and described.count:
-        loss = COUNT_LOSS[min(abs(heard.count - described.count), 3)]
+    if event.kind != claim.kind:
+        return RELATED_KIND if KINDS[event.kind].family == KINDS[claim.kind].family else 0.0
+    if event.count and claim.count:
+        loss = COUNT_LOSS[min(abs(event.count - claim.count), 3)]
     else:
-        loss = COUNT_INVENTED if described.count else COUNT_UNSTATED if heard.count else 0.0
-    for axis in KINDS[heard.kind].axes:
-        truth, claim = heard.on_axis(axis), described.on_axis(axis)
-        if truth != claim:
-            loss += ATTRIBUTE_UNSTATED if claim is None else ATTRIBUTE_INVENTED if truth is None else ATTRIBUTE_OPPOSITE
+        loss = COUNT_INVENTED if claim.count else COUNT_UNSTATED if event.count else 0.0
+    for axis in KINDS[event.kind].axes:
+        truth, claimed = event.on_axis(axis), claim.on_axis(axis)
+        if truth != claimed:
+            loss += ATTRIBUTE_UNSTATED if claimed is None else ATTRIBUTE_INVENTED if truth is None else ATTRIBUTE_OPPOSITE
     return max(LOWEST_CREDIT, 1 - loss)

@@ -316,7 +316,7 @@ def test_wrong_inputs_are_named(make_model):
         model.get_audio_features(clip)
     with pytest.raises(ValueError, match=r"input_lengths must be \[1\], one for each clip, got \[1, 1\]"):
         model.get_audio_features(clip[None], torch.tensor([[50]]))
-    with pytest.raises(ValueError, match=r"a caption of 513 tokens .* room for 512; pass truncation=True"):
+    with pytest.raises(ValueError, match=r"a caption of 513 tokens .* takes 512 at most; pass truncation=True"):
         model.get_text_features(torch.ones(1, 513, dtype=torch.long))
     with pytest.raises(StrictDataclassError, match=r"hidden_size \(768\) and text_config.hidden_size \(64\) must be equal"):
         M2dClapConfig(text_config=BertConfig(hidden_size=64, num_attention_heads=2))

@@ -1,4 +1,4 @@
-"""The demo's report stands alone, says what the numbers say, and takes captions as data."""
+"""The demo's report needs no other file, agrees with its numbers, and treats captions as data."""
 
 import base64
 import csv
@@ -6,14 +6,16 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import soundfile as sf
 import typer
+from matplotlib.image import imread
 
 from xacle.cli import app
-from xacle.demo.panel import write_corpus
+from xacle.demo.generated_corpus import write_corpus
 from xacle.demo.report import findings, format_table, write_report
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +25,7 @@ HOSTILE = "<script>alert('a & b')</script> \"barks\""
 class Page(HTMLParser):
     """Collects a page's tags with their attributes and its text; every tag that is opened must be closed in order."""
 
-    VOID = {"meta", "img"}
+    VOID = {"meta", "img", "source"}
 
     def __init__(self, file: Path):
         super().__init__()
@@ -66,7 +68,7 @@ def run(corpus):
     with (folder / "meta_data/test_average.csv").open(newline="") as table:
         for row in csv.DictReader(table):
             rating = float(row["average_score"])
-            predictions.append({**row, "average_score": rating, "pred_score": rating + rng.normal(), "agreement": rating})
+            predictions.append({**row, "average_score": rating, "pred_score": rating + rng.normal()})
     curve = {"loss": [[step, 3 - step / 1000] for step in range(500)], "srcc": [[1, 0.2], [2, 0.4]]}
     return {
         "seed": 0,
@@ -109,6 +111,13 @@ def report(corpus, tmp_path):
     return write
 
 
+def charts_of(page: Page) -> list[ElementTree.Element]:
+    """The SVGs of a page, each in light and then in dark colors."""
+    sources = [attributes.get("srcset", attributes.get("src")) for tag, attributes in page.tags if tag in ("img", "source")]
+    charts = [source.split(";base64,")[1] for source in sources if source.startswith("data:image/svg+xml")]
+    return [ElementTree.fromstring(base64.b64decode(chart)) for chart in charts]
+
+
 def row_of(run, key) -> dict:
     return next(row for row in run["table"] if row["key"] == key)
 
@@ -131,7 +140,7 @@ def test_the_report_can_be_read_by_everyone(run, report):
     assert page.all("html")[0]["lang"] == "en" and len(page.all("h1")) == 1
     assert all(attributes["scope"] in ("col", "row") for attributes in page.all("th"))
     assert all(attributes["alt"] for attributes in page.all("img"))
-    assert all("aria-label" in attributes or "aria-hidden" in attributes for attributes in page.all("svg"))
+    assert {source["media"] for source in page.all("source")} == {"(prefers-color-scheme: dark)"}
 
 
 def test_the_report_says_that_nobody_listened_and_whose_numbers_are_whose(run, report):
@@ -142,10 +151,10 @@ def test_the_report_says_that_nobody_listened_and_whose_numbers_are_whose(run, r
 
 def test_the_numbers_of_the_table_are_in_both_tables(run, report):
     page, table = report(run), format_table(run)
-    for shown in (page.text, table):
+    for text in (page.text, table):
         for number in ("0.674", "0.625", "0.574", "0.700", "0.710", "0.620", "0.780", "-0.040"):
-            assert number in shown.replace("\N{MINUS SIGN}", "-")
-        assert f"{run['corpus']['test']['noise_ceiling_srcc']:.3f}" in shown
+            assert number in text.replace("\N{MINUS SIGN}", "-")
+        assert f"{run['corpus']['test']['noise_ceiling_srcc']:.3f}" in text
 
 
 def test_the_markdown_table_is_aligned(run):
@@ -164,7 +173,8 @@ def test_captions_are_data(run, report):
     row_of(run, "stage3")["configuration"] = HOSTILE
     page = report(run)
     assert not page.all("script") and "<script" not in page.source
-    assert page.text.count(HOSTILE) > 9 + 12  # examples, points of the scatter plot, tables, findings
+    assert page.text.count(HOSTILE) > 9 + 3  # examples, tables, findings
+    assert [HOSTILE in " ".join(chart.itertext()) for chart in charts_of(page)].count(True) == 2  # the SRCCs, light and dark
 
 
 def test_sounds_and_pictures_are_those_of_the_test_clips(run, corpus, report):
@@ -177,9 +187,10 @@ def test_sounds_and_pictures_are_those_of_the_test_clips(run, corpus, report):
         original, _ = sf.read(corpus[0] / "wav/test" / name)
         assert kind == "data:audio/mpeg" and rate == 16000 and len(wave) == 160000
         assert np.corrcoef(wave, original)[0, 1] > 0.8
-    for picture in page.all("img"):
-        content = base64.b64decode(picture["src"].split(";base64,")[1])
-        assert content.startswith(b"\x89PNG\r\n\x1a\n") and content.endswith(b"IEND\xaeB`\x82")
+    pictures = [picture["src"] for picture in page.all("img") if picture["src"].startswith("data:image/png")]
+    assert len(set(pictures)) == 9
+    for picture in pictures:
+        assert imread(io.BytesIO(base64.b64decode(picture.split(";base64,")[1]))).shape[:2] == (128, 499)
 
 
 def test_examples_are_chosen_by_the_rule_the_report_states(run, report):
@@ -196,7 +207,7 @@ def test_examples_are_chosen_by_the_rule_the_report_states(run, report):
 
 def test_the_findings_follow_the_numbers(run, report):
     text = report(run).text
-    assert "All stages reaches 0.700 [0.620, 0.780] on the test pairs, 0.200 above Stage 3 only" in text
+    assert "All stages has 0.700 [0.620, 0.780] on the test pairs, 0.200 above Stage 3 only" in text
     assert "the intervals do not overlap" in text
     assert "pseudo-labels change the test SRCC by +0.180, and captioning before them by +0.020" in text
     assert "As in the paper, the pseudo-labels are the main driver." in text
@@ -205,7 +216,7 @@ def test_the_findings_follow_the_numbers(run, report):
     assert re.search(r"Caption-blind: 0.040 \[.0.040, 0.120\], not distinguishable from 0\.", text)
 
 
-def test_the_findings_tell_when_the_recipe_fails(run):
+def test_the_findings_report_when_the_recipe_fails(run):
     row_of(run, "stage123").update(estimates(0.42))
     row_of(run, "stage23").update(estimates(0.25))
     row_of(run, "ensemble").update(estimates(0.30))
@@ -251,6 +262,30 @@ def test_parts_that_a_run_lacks_are_left_out(run, report):
     assert format_table(run).splitlines()[-2].split()[-4:] == ["-", "|", "-", "|"]
 
 
+def test_every_row_curve_and_pair_is_drawn(run, report):
+    charts = charts_of(report(run))
+    assert len(charts) == 2 * (1 + 1 + 2 * len(run["curves"]))  # SRCCs, scores, and two curves a stage; light and dark
+    light, dark = charts[1::2], charts[::2]
+    words = " ".join(light[0].itertext())
+    for row in run["table"]:
+        assert row["configuration"] in words and f"{row['test']['value']:.3f}".replace("-", "\N{MINUS SIGN}") in words
+    assert f"noise ceiling {run['corpus']['test']['noise_ceiling_srcc']:.3f}" in words
+    points = [group for group in light[1].iter() if group.get("id", "").startswith("PathCollection")]
+    assert len(list(points[0].iter("{http://www.w3.org/2000/svg}use"))) == len(run["predictions"])
+    assert "0.400" in " ".join(light[3].itertext())  # the best epoch's SRCC
+    assert [list(chart.itertext()) for chart in light] == [list(chart.itertext()) for chart in dark]
+
+
+def test_a_corpus_without_noise_ceiling_or_true_captions_has_a_report(run, report, corpus, tmp_path):
+    run["corpus"] = {"captions": 2, **{split: {"pairs": 2} for split in ("train", "validation", "test")}}
+    (tmp_path / "wav").symlink_to(corpus[0] / "wav")
+    run["captions"][0]["true"] = None
+    page = Page(write_report(run, tmp_path, tmp_path / "report.html"))
+    for word in ("ceiling", "simulated", "Nobody listened", "A true caption", "listeners"):
+        assert word not in page.text
+    assert "ceiling" not in format_table(run) and len(page.all("audio")) == 9
+
+
 def test_how_much_smaller_the_model_is_comes_from_its_size(run, report):
     assert "far larger" in report(run).text
     run["parameters"] = 1_230_000
@@ -262,14 +297,15 @@ def test_scores_off_the_scale_and_negative_intervals_are_drawn_inside(run, repor
     row_of(run, "blind").update(estimates(-0.3))
     page = report(run)
     assert re.search(r"Caption-blind: .0\.300 \[.0\.380, .0\.220\], below 0\.", page.text)
-    for shape in page.all("circle"):
-        places = [float(shape[name].rstrip("%")) for name in ("cx", "cy")]
-        assert min(places) >= 0 and max(places) <= 400
+    for chart in charts_of(page):
+        left, top, width, height = map(float, chart.get("viewBox").split())
+        for point in chart.iter("{http://www.w3.org/2000/svg}use"):
+            assert left <= float(point.get("x")) <= width and top <= float(point.get("y")) <= height
     widths = [float(style) for style in re.findall(r"width: ([-\d.]+)%", page.source)]
     assert min(widths) >= 0 and max(widths) <= 100
 
 
-def test_the_commands_shown_exist(run, report):
+def test_the_commands_on_the_page_exist(run, report):
     page = report(run)
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     guides = " ".join(" ".join(page.read_text() for page in pages).replace("\\\n", " ").split())
