@@ -84,12 +84,14 @@ class Problem:
         reason: What is wrong with it, and how to fix it.
         row: Its columns.
         source: The file or data set it is from, where the table has several or streams.
+        part: The number of this file.
     """
 
     line: int
     reason: str
     row: dict
     source: str | None = None
+    part: int = 0
 
     def __str__(self) -> str:
         unit = "line" if Path(self.source or "").suffix.lower() in TABLE_SUFFIXES else "row"

@@ -8,12 +8,13 @@ whatever was scored before it, and whatever kind of source the same rows stand i
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from xacle.core.clips import Share, content_digest, same_content
 from xacle.core.columns import ColumnNames, columns_of, find_column
-from xacle.core.sources import Part, Source, SourceRow
+from xacle.core.sources import Source, SourceRow
 from xacle.core.tables import Pair, PairCheck, Problem, cut_of, read_pairs
 from xacle.scoring.scorer import Clip
 
@@ -22,10 +23,16 @@ BLOCK_BYTES = 384 * 2**20  # of sounds that a block may hold
 
 
 class BlockKey(NamedTuple):
-    """The number of a source's part, and of a block in it."""
+    """Where a block begins: the number of a source's part, the line in it; and the block's own number."""
 
     part: int
-    number: int
+    line: int
+    index: int
+
+
+class _RowOfPart(NamedTuple):
+    part: int
+    row: SourceRow
 
 
 @dataclass
@@ -55,7 +62,7 @@ def cut_into_units(clips: list[Clip], unit_rows: int, block_rows: int = BLOCK_RO
     A unit ends wherever a stream's block would.
     """
     units, rows_of_unit, rows_of_block = [], 0, 0
-    for clip in (part for clip in clips for part in _parts_of_clip(clip, block_rows)):
+    for clip in chain.from_iterable(_parts_of_clip(clip, block_rows) for clip in clips):
         rows = len(clip.pairs)
         block_ends = rows_of_block >= block_rows
         if not units or block_ends or rows_of_unit + rows > unit_rows:
@@ -91,7 +98,7 @@ class TablePlan:
             for pair in pairs:
                 pair.part = number
             for problem in problems if len(source.parts) > 1 else ():
-                problem.source = part.name
+                problem.part, problem.source = number, part.name
             self.pairs += pairs
             self.problems += problems
         self.sounds = list(dict.fromkeys(pair.audio for pair in self.pairs))
@@ -107,14 +114,14 @@ class TablePlan:
         return share.take(clips)
 
     def blocks(self, share: Share, after: BlockKey | None = None) -> Iterator[Block]:
-        yield Block(BlockKey(0, 0), cut_into_units(self.clips(share), self.unit_rows), [] if share.index else self.problems)
+        yield Block(BlockKey(0, 0, 0), cut_into_units(self.clips(share), self.unit_rows), [] if share.index else self.problems)
 
-    def problem(self, pair: Pair, error: str, source: str | None) -> Problem:
+    def problem(self, pair: Pair, error: str) -> Problem:
         """A row whose sound cannot be decoded."""
         original = self.originals[pair.audio]
         if pair.audio != original:
             error = f"'{pair.audio}' holds the same bytes as '{original}': {error}"
-        return Problem(pair.line, error, pair.row, source)
+        return Problem(pair.line, error, pair.row)
 
 
 class StreamPlan:
@@ -133,34 +140,41 @@ class StreamPlan:
         source.check_columns(names)
 
     def blocks(self, share: Share, after: BlockKey | None = None) -> Iterator[Block]:
-        """A process' blocks: those of every n-th part, or of every n-th number where parts are few.
+        """A process' blocks: those of every n-th part, or, where parts are few, every n-th of all.
 
         Args:
             after: Blocks before this one are left out.
         """
-        parts = self.source.parts
-        by_part = len(parts) >= share.count
-        for number, part in enumerate(parts):
-            if (after is not None and number < after.part) or (by_part and number % share.count != share.index):
-                continue
-            for index, rows in enumerate(_blocks_of_rows(part.rows(self.names), self.names)):
-                key = BlockKey(number, index)
-                if (after is None or key >= after) and (by_part or index % share.count == share.index):
-                    yield self._check(key, part, rows)
+        by_part = share.count > 1 and len(self.source.parts) >= share.count
+        parts = range(share.index if by_part else 0, len(self.source.parts), share.count if by_part else 1)
+        blocks = _blocks_of_rows(self._rows(parts, after), self.names, across_parts=not by_part)
+        for index, rows in enumerate(blocks, start=0 if after is None else after.index):
+            if by_part or index % share.count == share.index:
+                yield self._check(BlockKey(rows[0].part, rows[0].row.line, index), rows)
 
-    def _check(self, key: BlockKey, part: Part, rows: list[SourceRow]) -> Block:
-        columns = columns_of([(row.line, row.row) for row in rows])
+    def _rows(self, parts: Iterable[int], after: BlockKey | None) -> Iterator[_RowOfPart]:
+        for part in parts:
+            if after is None or part >= after.part:
+                for row in self.source.parts[part].rows(self.names):
+                    if after is None or (part, row.line) >= (after.part, after.line):
+                        yield _RowOfPart(part, row)
+
+    def _check(self, key: BlockKey, rows: list[_RowOfPart]) -> Block:
+        columns = columns_of([(row.line, row.row) for _, row in rows])
         file_column = find_column(columns, self.names.files) or self.names.files[0]
         text_column = find_column(columns, self.names.texts) or self.names.texts[0]
-        check = PairCheck(file_column, text_column, self.audio_dir or part.folder)
+        checks: dict[int, PairCheck] = {}
         pairs, problems = [], []
-        for line, row, sound, problem in rows:
-            checked = check(line, row, sound) if problem is None else Problem(line, problem, row)
+        for number, (line, row, sound, problem) in rows:
+            part = self.source.parts[number]
+            if number not in checks:
+                checks[number] = PairCheck(file_column, text_column, self.audio_dir or part.folder)
+            checked = checks[number](line, row, sound) if problem is None else Problem(line, problem, row)
+            checked.part = number
             if isinstance(checked, Problem):
                 checked.source = part.name
                 problems.append(checked)
             else:
-                checked.part = key.part
                 pairs.append(checked)
         files = same_content(pair.audio for pair in pairs if isinstance(pair.audio, Path))
         digests: dict[int, object] = {}
@@ -175,9 +189,9 @@ class StreamPlan:
 
         return Block(key, cut_into_units(group_by_sound(pairs, content), self.unit_rows), problems)
 
-    def problem(self, pair: Pair, error: str, source: str | None) -> Problem:
+    def problem(self, pair: Pair, error: str) -> Problem:
         name = "" if pair.wav_file_name in error else f"'{pair.wav_file_name}': "
-        return Problem(pair.line, name + error, pair.row, source)
+        return Problem(pair.line, name + error, pair.row)
 
 
 def _digest(sound) -> object:
@@ -190,20 +204,20 @@ def _digest(sound) -> object:
     return content_digest(content) if isinstance(content, bytes) else id(sound)
 
 
-def _blocks_of_rows(rows: Iterable[SourceRow], names: ColumnNames) -> Iterator[list[SourceRow]]:
-    """Rows in lists of `BLOCK_ROWS`, and what more the last sound has; fewer where sounds are large."""
+def _blocks_of_rows(rows: Iterable[_RowOfPart], names: ColumnNames, across_parts: bool) -> Iterator[list[_RowOfPart]]:
+    """Rows in lists of `BLOCK_ROWS`, and what more the last sound has; fewer where sounds are large, or a part ends."""
     block, size, last = [], 0, None
-    for row in rows:
-        same = last is not None and _same_sound(row, last, names)
+    for part, row in rows:
+        same = last is not None and part == last.part and _same_sound(row, last.row, names)
         if same:
-            row = row._replace(sound=last.sound)  # once in memory
-        elif len(block) >= BLOCK_ROWS or size >= BLOCK_BYTES:
+            row = row._replace(sound=last.row.sound)  # once in memory
+        elif len(block) >= BLOCK_ROWS or size >= BLOCK_BYTES or (block and part != last.part and not across_parts):
             yield block
             block, size = [], 0
         if not same and isinstance(row.sound, dict):
             size += len(row.sound.get("bytes") or b"")
-        block.append(row)
-        last = row
+        last = _RowOfPart(part, row)
+        block.append(last)
     if block:
         yield block
 

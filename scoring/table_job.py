@@ -242,7 +242,7 @@ class TableJob:
             if block.problems and self.source.streams and self.options.on_error == "stop":
                 raise self._stopped(block.problems, journal)
             if block.problems and not (block.key == last and 0 in done):
-                self.units.append(_OpenUnit(block.key, 0, 0, [_error_row(block.key.part, one) for one in block.problems]))
+                self.units.append(_OpenUnit(block.key, 0, 0, [_error_row(problem) for problem in block.problems]))
             for number, clips in enumerate(block.units, start=1):
                 if block.key == last and number in done:
                     continue
@@ -273,10 +273,11 @@ class TableJob:
         else:
             parts = self.source.parts
             source = parts[pair.part].name if self.source.streams or len(parts) > 1 else None
-            problem = self.plan.problem(pair, str(result.error), source)
+            problem = self.plan.problem(pair, str(result.error))
+            problem.source, problem.part = source, pair.part
             if self.source.streams and self.options.on_error == "stop":
                 raise self._stopped([problem], journal)
-            row = _error_row(pair.part, problem)
+            row = _error_row(problem)
         self.units[0].rows.append(row)
         self._write_complete(journal)
 
@@ -340,9 +341,9 @@ class TableJob:
         return TableReport(found.scored, len(problems), [])
 
 
-def _error_row(part: int, problem: Problem) -> dict:
+def _error_row(problem: Problem) -> dict:
     row = {"" if name is None else name: value for name, value in problem.row.items()}  # fields beyond the header
-    return {"part": part, "line": problem.line, "error": problem.reason, "row": row, "source": problem.source}
+    return {"part": problem.part, "line": problem.line, "error": problem.reason, "row": row, "source": problem.source}
 
 
 class _Summary:

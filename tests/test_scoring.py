@@ -81,7 +81,7 @@ def read_scores(path) -> list[tuple[str, float]]:
 
 def journal_of(part) -> list[dict]:
     """The rows that an interrupted job had scored."""
-    return [json.loads(line) for line in part.read_text().splitlines()[1:]]
+    return [row for line in part.read_text().splitlines()[1:] for row in json.loads(line)["rows"]]
 
 
 # --- Scorer --------------------------------------------------------------------------------------------------------------
