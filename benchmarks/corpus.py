@@ -4,8 +4,8 @@
     python -m benchmarks.corpus --rows 20000    # does everything run?
 
 A model that takes no time stands for the scorer, so that what is measured is reading, decoding, cutting, journaling and
-writing. Then the same with `kill -9` twice on the way, whose output must be equal byte for byte, and 2,000 rows with a tiny real
-model against each pair scored alone. The full run writes its section into RESULTS.md.
+writing. Then the same with `kill -9` twice on the way, whose output must be equal byte for byte, and 2,000 rows with a tiny
+real model against pairs that are scored alone. The full run writes its section into RESULTS.md.
 """
 
 import argparse
@@ -104,15 +104,15 @@ def kill_after(rows: int, folder: Path, output: Path, model: Path) -> int:
     return journaled_rows(part)
 
 
-def score_for_real(folder: Path, output: Path, model: Path) -> float:
-    """Rows of the first shards by a tiny real model; the largest difference from pairs that are scored alone."""
-    shards, rows = sorted(folder.glob("*.tar")), 0
-    for count, shard in enumerate(shards, start=1):
-        with tarfile.open(shard) as tar:
-            rows += CAPTIONS * len(tar.getnames()) // 2
-        if rows >= REAL_ROWS:
-            break
-    score_table(model, shards[:count], None, output, ScoringOptions(device="cpu"))
+def score_for_real(folder: Path, output: Path, model: Path) -> tuple[int, float]:
+    """How many rows of the first shards a tiny real model scored; the largest difference from pairs that are scored alone."""
+    shards, rows = [], 0
+    for shard in sorted(folder.glob("*.tar")):
+        if rows < REAL_ROWS:
+            with tarfile.open(shard) as tar:
+                rows += CAPTIONS * len(tar.getnames()) // 2
+            shards.append(shard)
+    score_table(model, shards, None, output, ScoringOptions(device="cpu"))
     with output.open(newline="") as file:
         scored = list(csv.DictReader(file))
     scorer, differences = Scorer.from_pretrained(model, device="cpu"), []
@@ -141,8 +141,8 @@ def measure(folder: Path, rows: int) -> str:
     ]
     header = ["", "rows", "s", "rows/s", "peak memory, GB", "of it before the first row"]
     parts = [
-        f"{rows // CAPTIONS:,} sounds of {SECONDS} s with {CAPTIONS} captions each in {min(SHARDS, rows // CAPTIONS)} tar shards "
-        f"({size:.2f} GB), a model that takes no time.",
+        f"{rows // CAPTIONS:,} sounds of {SECONDS} s with {CAPTIONS} captions each, in {min(SHARDS, rows // CAPTIONS)} tar "
+        f"shards ({size:.2f} GB); a model that takes no time.",
         table(header, [["at one go", *lines[0]], ["the last of three, two killed", *lines[1]]]),
         f"Killed (`kill -9`) with {killed[0]:,} and {killed[1]:,} rows scored; the output is "
         f"{'equal byte for byte' if equal else '**not the same**'}.",

@@ -18,9 +18,9 @@ import soundfile as sf
 from xacle.audio_xacle import load_waveform
 from xacle.core.clips import Share
 from xacle.core.columns import ColumnNames
-from xacle.core.sources import open_source
 from xacle.core.tables import TableError
 from xacle.demo.tiny_models import make_sound
+from xacle.scoring.blocks import BLOCK_ROWS
 from xacle.scoring.scorer import Scorer
 from xacle.scoring.table_job import ScoringOptions, score_table
 from xacle.train.data import read_table
@@ -321,11 +321,27 @@ def test_a_killed_stream_goes_on_to_the_same_bytes(tiny_folder, folder, tmp_path
 
 def test_a_stream_is_not_held_in_memory(tiny_folder, folder, tmp_path, monkeypatch):
     """What is read ahead of what is scored does not grow with the stream."""
-    monkeypatch.setattr(Scorer, "rate", lambda self, captions, audio: np.zeros(len(captions), np.float32))
-    source = open_source(str(folder / "shard-*.tar"))
-    assert source.streams and len(source.parts) == 2
-    rows = source.parts[0].rows(ColumnNames())
-    assert next(rows).row["wav_file_name"] == "shard-0/00.flac"
+    from datasets import IterableDataset
+
+    read_rows, ahead = [], []
+
+    def rows():
+        for number in range(4000):
+            read_rows.append(number)
+            sound = io.BytesIO()
+            sf.write(sound, np.full(1600, number // 40 / 200), 16000, format="WAV")
+            yield {"audio": {"bytes": sound.getvalue(), "path": f"{number // 40}.wav"}, "text": f"Sound {number}"}
+
+    def rate(self, captions, audio):
+        rated.extend(captions)
+        ahead.append(len(read_rows) - len(rated))
+        return np.zeros(len(captions), np.float32)
+
+    rated = []
+    monkeypatch.setattr(Scorer, "rate", rate)
+    score(tiny_folder, IterableDataset.from_generator(rows), tmp_path / "scores.csv", workers=0)
+    assert len(read(tmp_path / "scores.csv")) == 4000
+    assert max(ahead) < 2 * BLOCK_ROWS and len(read_rows) == 4000
 
 
 # --- The Hub ---------------------------------------------------------------------------------------------------------------
