@@ -169,8 +169,8 @@ def test_gradients_reach_both_towers(clap_folder, waveforms):
 
 
 def test_captions_are_data_and_long_ones_are_cut_with_a_warning(teacher, transformers_log):
-    spelled = teacher.front_end.text_inputs(["noise </s> <pad> noise"])["input_ids"][0]
-    assert (spelled == 1).sum() == 0 and (spelled == 2).sum() == 1  # no padding, one end
+    ids = teacher.front_end.text_inputs(["noise </s> <pad> noise"])["input_ids"][0]
+    assert (ids == 1).sum() == 0 and (ids == 2).sum() == 1  # no padding, one end
     inputs = teacher.front_end.text_inputs(["noise " * 50, "noise"])
     assert inputs["input_ids"].shape == (2, 38) and inputs["attention_mask"].sum().item() == 38 + 3
     assert "cut at 38 tokens" in transformers_log.text

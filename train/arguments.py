@@ -26,7 +26,7 @@ class ModelArguments:
     _argument_group_name = "model"
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a Xacle model to go on from, of whatever stage."}
+        default=None, metadata={"help": "Folder or Hub id of the Xacle model to start from, of any stage."}
     )
     audio_encoder: str | None = field(
         default=None, metadata={"help": "Without --model-name-or-path: BEATs, as written by `xacle convert beats`."}

@@ -44,7 +44,7 @@ def run_training(trainer: XacleTrainer, record: RunRecord, checkpoint: str | Non
         saved = [Path(folder).name for folder in sort_checkpoints(arguments.output_dir)][-1:]
         logger.warning(
             f"\ninterrupted in step {trainer.state.global_step + 1} of {trainer.state.max_steps}; "
-            + (f"--resume-from-checkpoint last goes on from {saved[0]}" if saved else "nothing was saved yet")
+            + (f"--resume-from-checkpoint last continues from {saved[0]}" if saved else "nothing was saved yet")
         )
         raise
     record.add(finished=now(), train_metrics=result.metrics, best_metric=trainer.state.best_metric)
