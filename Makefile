@@ -1,9 +1,19 @@
-# `make demo` and `make test` need nothing but Python 3.10+: they build the environment in .venv themselves.
+# `make demo` and `make test` need nothing but Python 3.11+: they build the environment in .venv themselves.
 VENV ?= .venv
 PYTHON ?= python3
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-space lint format docs docs-check clean
+# What the page's tests run in: a Chromium that is installed, Debian's, or playwright's own. Without any, they are skipped.
+CHROMIUM = { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; } \
+	|| $(VENV)/bin/playwright install chromium \
+	|| echo "no Chromium could be installed"
+
+# Documented by `make docs`: the files that travel with a model, and the packages.
+MODULES = $(patsubst %/__init__.py,%.py,$(wildcard *_beats.py *_xacle.py $(addsuffix /*.py,\
+	core soundscapes clap scoring conversion publish train train/* demo)))
+
+.PHONY: install demo test test-integration lint format docs docs-check clean
 
 install: $(INSTALLED)
 
@@ -12,12 +22,13 @@ demo: $(INSTALLED)
 
 # Two processes of one thread each: small models gain nothing from a second thread.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not integration" --numprocesses 2 --dist loadfile
 
-# The page in a real browser: Chromium must be installed (or `$(VENV)/bin/playwright install chromium`).
-test-space: $(INSTALLED)
+# The page in a real browser. Installs the page's packages and, if need be, Chromium.
+test-integration: $(INSTALLED)
 	$(VENV)/bin/python -m pip install -qq --constraint constraints.txt --editable '.[space]' playwright
-	$(VENV)/bin/python -m pytest tests/test_space.py
+	@$(CHROMIUM)
+	$(VENV)/bin/python -m pytest -m integration
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -28,7 +39,7 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
 
 docs: $(INSTALLED)
-	$(VENV)/bin/pdoc --docformat google --output-directory docs_output $(shell sed 's/#.*//' docs/api.txt)
+	$(VENV)/bin/pdoc --docformat google --output-directory docs_output $(addprefix xacle.,$(subst /,.,$(MODULES:.py=)))
 
 docs-check: $(INSTALLED)
 	$(VENV)/bin/python docs/check.py

@@ -1,9 +1,8 @@
-"""The one command, `xacle`: a thin door to the rooms behind it. Heavy imports wait until a sub-command needs them."""
+"""The one command, `xacle`: options in, one call each. Heavy imports wait until a sub-command needs them."""
 
 import re
 import sys
-from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Annotated
@@ -18,19 +17,19 @@ convert_app = typer.Typer(**STYLE, help="Convert released checkpoints into folde
 train_app = typer.Typer(**STYLE, help="Train the paper's three stages, and their teacher.")
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
     int8 = "int8"
 
 
-class Window(str, Enum):
+class Window(StrEnum):
     mean = "mean"
     first = "first"
 
 
-class OnError(str, Enum):
+class OnError(StrEnum):
     stop = "stop"
     skip = "skip"
 
@@ -47,26 +46,16 @@ def batch_size_of(given: str) -> int | str:
     return given if given == "auto" else int(given)
 
 
-def file_ending_in(*suffixes: str):
-    """A check of an output, before any work: that its name ends so, and its folder exists."""
-
-    def check(path: Path | None) -> Path | None:
-        if path is not None and path.suffix.lower() not in suffixes:
-            raise typer.BadParameter(f"'{path}' must end in {' or '.join(suffixes)}")
-        if path is not None and not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"the folder of '{path}' does not exist")
-        if path is not None and path.is_dir():
-            raise typer.BadParameter(f"'{path}' is a folder; name a file to write")
-        return path
-
-    return check
-
-
-PICTURE = file_ending_in(".png", ".pdf", ".svg")
+def caption_of(given: str | None) -> str | None:
+    if given is not None and not given.strip():
+        raise typer.BadParameter("the caption is empty")
+    return given
 
 
 # Options that several commands have.
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 Model = Annotated[str, typer.Option(help="Model folder or Hub id.")]
+Caption = Annotated[str, typer.Option(callback=caption_of, help="The caption.")]
 AudioDir = Annotated[Path | None, typer.Option(help="Folder of the table's files; by default the table's own.")]
 BatchSize = Annotated[
     str,
@@ -79,29 +68,12 @@ Precision = Annotated[Dtype, typer.Option(help="Precision of the weights; int8 i
 LongClips = Annotated[Window, typer.Option(help="Clips over 10 s: average of 10 s windows, or the first only.")]
 
 
-def hide_loading() -> None:
-    """No progress bars while weights are read from a folder, or written to one; downloads keep theirs."""
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils import logging
+def load_scorer(model: str, device: str | None, dtype: Dtype, compiled: bool = False):
+    from xacle.core.loading import loading
+    from xacle.scoring import Scorer
 
-    downloads_hide_theirs = are_progress_bars_disabled()
-    logging.disable_progress_bar()  # also of downloads
-    if not downloads_hide_theirs:
-        enable_progress_bars()
-
-
-@contextmanager
-def reaching(name: str, option: str):
-    """Say in one line what it was that the Hub was to be asked for, if there is no way to it."""
-    try:
-        yield
-    except OSError as error:
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        causes = [error, error.__cause__]
-        if not any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
-            raise
-        raise ConnectionError(f"'{name}' ({option}) is no folder here, and the Hub cannot be reached (offline?)") from error
+    with loading(model, "--model"):
+        return Scorer.from_pretrained(model, device, dtype.value, compiled)
 
 
 @app.callback()
@@ -111,11 +83,11 @@ def options(
     pass
 
 
-@app.command(rich_help_panel=SCORE)
-def score(
+@app.command("score", rich_help_panel=SCORE)
+def score_command(
     model: Model,
     audio: Annotated[str | None, typer.Option(help="One sound: a file or an http(s) URL.")] = None,
-    text: Annotated[str | None, typer.Option(help="Its caption.")] = None,
+    text: Annotated[str | None, typer.Option(callback=caption_of, help="Its caption.")] = None,
     input: Annotated[Path | None, typer.Option(help="A table (.csv, .jsonl) with wav_file_name and text.")] = None,
     audio_dir: AudioDir = None,
     output: Annotated[Path | None, typer.Option(help="Where to write wav_file_name and pred_score (.csv, .jsonl).")] = None,
@@ -157,57 +129,59 @@ def score(
     of_tables["with-text"] = with_text or None
     if input is None and (unused := [f"--{name}" for name, value in of_tables.items() if value is not None]):
         raise typer.BadParameter(f"only tables (--input) have {', '.join(unused)}")
+    if (num_shards is None) != (shard is None):
+        raise typer.BadParameter("pass both --num-shards and --shard, or neither")
     from xacle.scoring.malloc import keep_freed_memory
 
     keep_freed_memory()
-    if (num_shards is None) != (shard is None):
-        raise typer.BadParameter("pass both --num-shards and --shard, or neither")
-    hide_loading()
     if input is None:
-        from xacle.audio_xacle import load_waveform
-        from xacle.core.tables import shortest
-        from xacle.scoring.scorer import Scorer
+        from xacle.core.tables import check_sound, shortest
 
-        if not text.strip():
-            raise typer.BadParameter("the caption is empty", param_hint="--text")
-        waveform = load_waveform(audio)  # before the model, which takes longer
-        with reaching(model, "--model"):
-            scorer = Scorer.from_pretrained(model, device, dtype.value, compiled)
-        typer.echo(shortest(scorer.score([waveform], [text], batch_size, window.value)[0]))
-    else:
-        from xacle.core.tables import counted
-        from xacle.scoring.score_table import score_table
-        from xacle.scoring.shards import Shard
+        check_sound(audio)
+        scorer = load_scorer(model, device, dtype, compiled)
+        typer.echo(shortest(scorer.score([audio], [text], batch_size, window.value)[0]))
+        return
 
-        part = None if shard is None else Shard(shard, num_shards)
-        options = (batch_size, device, dtype.value, window.value, on_error.value, workers, part, compiled, with_text)
-        try:
-            with reaching(model, "--model"):
-                report = score_table(model, input, audio_dir or input.parent, output, *options)
-        except KeyboardInterrupt as error:
-            typer.secho(f"\n{str(error) or 'interrupted; nothing was scored'}", fg="red", err=True)
-            raise typer.Exit(130) from error
-        if report.unfinished:
-            others = ", ".join(map(str, report.unfinished))
-            typer.echo(
-                f"{counted(report.scored, 'pair')} scored; {output} is written when shard {others} finishes as well", err=True
-            )
-            return
-        typer.echo(f"{counted(report.scored, 'pair')} scored: {output}", err=True)
-        if report.rejected:
-            typer.echo(f"{counted(report.rejected, 'row')} skipped, with reasons in {output}.rejected.csv", err=True)
+    from xacle.core.clips import Share
+    from xacle.core.loading import loading
+    from xacle.core.tables import counted, rejected_file
+    from xacle.scoring import ScoringOptions, score_table
+
+    options = ScoringOptions(
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype.value,
+        window=window.value,
+        on_error=on_error.value,
+        workers=workers,
+        share=None if shard is None else Share(shard, num_shards),
+        compiled=compiled,
+        with_text=with_text,
+    )
+    try:
+        with loading(model, "--model"):
+            report = score_table(model, input, audio_dir or input.parent, output, options)
+    except KeyboardInterrupt as error:
+        typer.secho(f"\n{str(error) or 'interrupted; nothing was scored'}", fg="red", err=True)
+        raise typer.Exit(130) from error
+    scored = f"{counted(report.scored, 'pair')} scored"
+    if report.unfinished:
+        others = ", ".join(map(str, report.unfinished))
+        typer.echo(f"{scored}; {output} is written when shard {others} finishes as well", err=True)
+        return
+    typer.echo(f"{scored}: {output}", err=True)
+    if report.rejected:
+        typer.echo(f"{counted(report.rejected, 'row')} skipped, with reasons in {rejected_file(output)}", err=True)
 
 
-@app.command(rich_help_panel=SCORE)
-def rank(
+@app.command("rank", rich_help_panel=SCORE)
+def rank_command(
     sounds: Annotated[
         list[str], typer.Argument(help="Files, http(s) URLs, or folders (of which .wav, .flac, .ogg, .mp3; no sub-folders).")
     ],
     model: Model,
-    text: Annotated[str, typer.Option(help="The caption.")],
-    output: Annotated[
-        Path | None, typer.Option(callback=file_ending_in(".csv"), help="Write rank, wav_file_name, text, pred_score (.csv).")
-    ] = None,
+    text: Caption,
+    output: Annotated[Path | None, typer.Option(help="Write rank, wav_file_name, text, pred_score (.csv).")] = None,
     batch_size: BatchSize = "auto",
     device: Device = None,
     dtype: Precision = Dtype.float32,
@@ -222,16 +196,12 @@ def rank(
 
     `xacle rank --model DIR --text "A dog barks" takes/ --output ranked.csv`
     """
-    if not text.strip():
-        raise typer.BadParameter("the caption is empty", param_hint="--text")
-    from xacle.scoring.rank import best_of_n, ranking_table, sounds_of, write_ranking
-    from xacle.scoring.scorer import Scorer
+    from xacle.core.tables import check_output
+    from xacle.scoring.ranking import best_of_n, ranking_table, sounds_of, write_ranking
 
-    hide_loading()
+    check_output(output, suffixes=(".csv",))
     files = sounds_of(sounds)
-    with reaching(model, "--model"):
-        scorer = Scorer.from_pretrained(model, device, dtype.value)
-    candidates = best_of_n(scorer, text, files, batch_size, window.value)
+    candidates = best_of_n(load_scorer(model, device, dtype), text, files, batch_size, window.value)
     failed = [candidate for candidate in candidates if candidate.error is not None]
     for candidate in failed:
         typer.secho(f"not ranked: {candidate.error}", fg="red", err=True)
@@ -244,15 +214,13 @@ def rank(
         raise typer.Exit(1)
 
 
-@app.command(rich_help_panel=SCORE)
-def explain(
+@app.command("explain", rich_help_panel=SCORE)
+def explain_command(
     model: Model,
     audio: Annotated[str, typer.Option(help="The sound: a file or an http(s) URL.")],
-    text: Annotated[str, typer.Option(help="Its caption.")],
+    text: Caption,
     segment: Annotated[float, typer.Option(min=0.175, help="Length of the stretches that are silenced, in seconds.")] = 1.0,
-    plot: Annotated[
-        Path | None, typer.Option(callback=PICTURE, help="Draw spectrogram and changes (.png, .pdf, .svg).")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw spectrogram and changes (.png, .pdf, .svg).")] = None,
     batch_size: BatchSize = "auto",
     device: Device = None,
     dtype: Precision = Dtype.float32,
@@ -265,35 +233,25 @@ def explain(
     Each word, phrase (what commas and "and" separate) and stretch of the sound is taken away in turn, and the rest scored
     again. Where the score falls, the part that is missing spoke for the match.
     """
-    if not text.strip():
-        raise typer.BadParameter("the caption is empty", param_hint="--text")
-    from xacle.audio_xacle import load_waveform
-    from xacle.scoring.explain import explain, explanation_plot
-    from xacle.scoring.scorer import Scorer
+    from xacle.core.tables import check_output, check_sound
+    from xacle.scoring.explanation import explain, explanation_plot
 
-    hide_loading()
-    waveform = load_waveform(audio)  # before the model, which takes longer
-    with reaching(model, "--model"):
-        scorer = Scorer.from_pretrained(model, device, dtype.value)
-    explanation = explain(scorer, waveform, text, segment, batch_size, window.value)
+    check_output(plot, suffixes=PLOT_SUFFIXES)
+    check_sound(audio)
+    explanation = explain(load_scorer(model, device, dtype), audio, text, segment, batch_size, window.value)
     typer.echo(str(explanation))
     if plot is not None:
         explanation_plot(plot, explanation)
 
 
-@app.command(rich_help_panel=COMPARE)
-def evaluate(
+@app.command("evaluate", rich_help_panel=COMPARE)
+def evaluate_command(
     predictions: Annotated[Path, typer.Argument(help="Scores: wav_file_name and pred_score (.csv, .jsonl).")],
     ratings: Annotated[Path, typer.Argument(help="Ratings: wav_file_name and average_score, or score of single listeners.")],
     output: Annotated[
-        Path | None,
-        typer.Option(
-            callback=file_ending_in(".csv"), help="Write metric,value rows (.csv), as the challenge's evaluator does."
-        ),
+        Path | None, typer.Option(help="Write metric,value rows (.csv), as the challenge's evaluator does.")
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(callback=PICTURE, help="Draw predictions against ratings (.png, .pdf, .svg).")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw predictions against ratings (.png, .pdf, .svg).")] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the 95 % confidence intervals; 0 for none.")] = 1000,
 ):
     """Compare scores with human ratings: SRCC, LCC, KTAU and MSE, with confidence intervals.
@@ -302,32 +260,26 @@ def evaluate(
 
     If the ratings have a column model_id, also a system at a time.
     """
-    from xacle.core.tables import check_overwrites_none
-    from xacle.scoring.evaluate import evaluate, scatter_plot, write_evaluation
+    from xacle.core.tables import check_output
+    from xacle.scoring.evaluation import evaluate, scatter_plot, write_evaluation
 
-    check_overwrites_none(output, [predictions, ratings])
-    evaluation, scores, means = evaluate(predictions, ratings, bootstrap)
+    check_output(output, [predictions, ratings], (".csv",))
+    check_output(plot, suffixes=PLOT_SUFFIXES)
+    evaluation = evaluate(predictions, ratings, bootstrap)
     typer.echo(str(evaluation))
     if output is not None:
         write_evaluation(output, evaluation)
     if plot is not None:
-        scatter_plot(plot, scores, means, evaluation)
+        scatter_plot(plot, evaluation)
 
 
-@app.command(rich_help_panel=COMPARE)
-def compare(
+@app.command("compare", rich_help_panel=COMPARE)
+def compare_command(
     systems: Annotated[
         list[Path], typer.Argument(help="Tables with wav_file_name and pred_score, one a system, or folders of them.")
     ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            callback=file_ending_in(".json", ".csv"), help="Write everything (.json), or the pairs of systems (.csv)."
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(callback=PICTURE, help="Draw means and differences with intervals (.png, .pdf, .svg).")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write everything (.json), or the pairs of systems (.csv).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw means and differences with intervals (.png, .pdf, .svg).")] = None,
     bootstrap: Annotated[int, typer.Option(min=1, help="Resamples, for intervals and p-values.")] = 10000,
 ):
     """Compare systems on the same prompts: means, wins and losses, and whether differences are more than chance.
@@ -339,13 +291,11 @@ def compare(
 
     Differences are tested by a paired t-test and a paired bootstrap over prompts, corrected for the number of pairs (Holm).
     """
-    from xacle.core.tables import check_overwrites_none
-    from xacle.scoring.compare import compare, comparison_plot, tables_of, write_comparison
+    from xacle.core.tables import check_output
+    from xacle.scoring.comparison import check_comparison_output, compare, comparison_plot, write_comparison
 
-    check_overwrites_none(output, tables_of(systems))
-    folders = [path.resolve() for path in systems if path.is_dir()]
-    if output is not None and output.suffix.lower() == ".csv" and output.resolve().parent in folders:
-        raise typer.BadParameter(f"'{output}' would be one of the folder's tables the next time", param_hint="--output")
+    check_comparison_output(output, systems)
+    check_output(plot, suffixes=PLOT_SUFFIXES)
     comparison = compare(systems, bootstrap)
     typer.echo(str(comparison))
     if output is not None:
@@ -354,16 +304,13 @@ def compare(
         comparison_plot(plot, comparison)
 
 
-@app.command(rich_help_panel=TRAIN)
-def caption(
+@app.command("caption", rich_help_panel=TRAIN)
+def caption_command(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a captioner (stage 1).")],
     audio: Annotated[str | None, typer.Option(help="One sound: a file or an http(s) URL.")] = None,
     input: Annotated[Path | None, typer.Option(help="A table (.csv, .jsonl) with wav_file_name and text.")] = None,
     audio_dir: AudioDir = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(callback=file_ending_in(".csv"), help="Where to write wav_file_name, text, caption, pred_score (.csv)."),
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write wav_file_name, text, caption, pred_score (.csv).")] = None,
     sentence_model: Annotated[
         str, typer.Option(help="Any sentence-transformers model.")
     ] = "sentence-transformers/all-MiniLM-L6-v2",
@@ -376,24 +323,21 @@ def caption(
 
     `xacle caption --model DIR --input pairs.csv --audio-dir wav --output captions.csv`
 
-    With a table, pred_score tells how close each caption comes to the table's text.
+    With a table, pred_score says how close each caption comes to the table's text.
     """
-    from xacle.core.tables import counted
-    from xacle.scoring.captions import caption_table, generate_captions, load_captioner
-
     given = [option is not None for option in (audio, input, output)]
     if given not in ([True, False, False], [False, True, True]):
         raise typer.BadParameter("pass either --audio, or --input and --output")
-    hide_loading()
-    if input is None:
-        with reaching(model, "--model"):
-            captioner = load_captioner(model, device)
-        typer.echo(generate_captions(*captioner, [audio])[0])
-    else:
-        options = (sentence_model, batch_size, device)
-        with reaching(model, "--model"):
-            pairs = caption_table(model, input, audio_dir or input.parent, output, *options)
-        typer.echo(f"{counted(pairs, 'pair')} captioned and scored: {output}", err=True)
+    from xacle.core.loading import loading
+    from xacle.core.tables import counted
+    from xacle.scoring.captions import caption_table, generate_captions, load_captioner
+
+    with loading(model, "--model"):
+        if input is None:
+            typer.echo(generate_captions(*load_captioner(model, device), [audio])[0])
+            return
+        pairs = caption_table(model, input, audio_dir or input.parent, output, sentence_model, batch_size, device)
+    typer.echo(f"{counted(pairs, 'pair')} captioned and scored: {output}", err=True)
 
 
 @app.command("pseudo-label", rich_help_panel=TRAIN)
@@ -417,14 +361,25 @@ def pseudo_label(
 
     `xacle pseudo-label --teacher DIR --input captions.csv --audio-dir wav --output pseudo_labels.csv`
     """
+    from xacle.core.loading import loading
     from xacle.core.tables import counted
     from xacle.train.teacher.pseudo_labels import pseudo_label
 
-    negatives = (negatives_per_pair, replace_audio, seed)
-    machine = (batch_size, device, on_error.value, feature_cache, num_workers)
-    hide_loading()
-    with reaching(teacher, "--teacher"):
-        written = pseudo_label(teacher, input, output, audio_dir, *negatives, *machine)
+    with loading(teacher, "--teacher"):
+        written = pseudo_label(
+            teacher,
+            input,
+            output,
+            audio_dir,
+            negatives_per_pair=negatives_per_pair,
+            replace_audio=replace_audio,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+            on_error=on_error.value,
+            feature_cache=feature_cache,
+            num_workers=num_workers,
+        )
     typer.echo(f"{written.rows} rows, {written.negatives} of them mismatched: {output}", err=True)
     if written.rejected:
         typer.echo(f"{counted(written.rejected, 'row')} skipped, with reasons in {output}.rejected.csv", err=True)
@@ -489,15 +444,13 @@ def split(
         typer.echo(f"{train}  {validation}")
 
 
-@app.command(rich_help_panel=COMPARE)
-def ensemble(
+@app.command("ensemble", rich_help_panel=COMPARE)
+def ensemble_command(
     members: Annotated[list[Path], typer.Argument(help="Two or more tables with wav_file_name and pred_score.")],
     output: Annotated[
         Path,
-        typer.Option(callback=file_ending_in(".csv", ".jsonl"), help="Where to write the ensemble's scores (.csv, .jsonl)."),
+        typer.Option(help="Where to write the ensemble's scores (.csv, .jsonl)."),
     ],
-    low: Annotated[float, typer.Option(help="Score of the lowest possible mean rank.")] = 0.0,
-    high: Annotated[float, typer.Option(help="Score of the highest possible mean rank.")] = 10.0,
 ):
     """Combine several models' scores of the same pairs by averaging their ranks.
 
@@ -505,9 +458,7 @@ def ensemble(
     """
     from xacle.scoring.ensemble import ensemble
 
-    if len(members) < 2:
-        raise typer.BadParameter("an ensemble needs at least two tables")
-    clips, tied = ensemble(members, output, low, high)
+    clips, tied = ensemble(members, output)
     typer.echo(f"{clips} clips, {tied} of them tied with another: {output}", err=True)
 
 
@@ -524,13 +475,13 @@ def convert_tmu(
     from transformers import PreTrainedConfig
 
     from xacle.conversion.tmu import convert_tmu
+    from xacle.core.loading import loading
 
-    hide_loading()
     if llm is not None:  # before a large download
-        with reaching(llm, "--llm"):
+        with loading(llm, "--llm"):
             PreTrainedConfig.get_config_dict(llm)
     asked_for = ("the language model", "--llm") if Path(source).exists() else (source, "SOURCE")
-    with reaching(*asked_for):
+    with loading(*asked_for):
         typer.echo(f"converted: {convert_tmu(source, output, llm)}")
 
 
@@ -544,8 +495,9 @@ def convert_beats(
     `xacle convert beats BEATs_iter3_plus_AS2M.pt beats`
     """
     from xacle.conversion.beats import convert_beats
+    from xacle.core.loading import hide_progress_of_loading
 
-    hide_loading()
+    hide_progress_of_loading()
     typer.echo(f"converted: {convert_beats(file, output)}")
 
 
@@ -560,9 +512,9 @@ def convert_m2d_clap(
 ):
     """Convert M2D-CLAP. Its weights stay under NTT's evaluation license."""
     from xacle.clap.m2d_conversion import convert_m2d_clap
+    from xacle.core.loading import loading
 
-    hide_loading()
-    with reaching(text_encoder or "the text encoder", "--text-encoder"):
+    with loading(text_encoder or "the text encoder", "--text-encoder"):
         typer.echo(f"converted: {convert_m2d_clap(file, output, text_encoder, name)}")
 
 
@@ -576,7 +528,7 @@ def push(
         str | None, typer.Option(help="Of the weights, by the Hub's name; the strictest of what they derive from by default.")
     ] = None,
     accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="You may publish under the licences of what the weights derive from.")
+        bool, typer.Option("--accept-license", help="You may publish under the licenses of what the weights derive from.")
     ] = False,
     private: Annotated[bool, typer.Option("--private", help="For you alone, if the repository is new.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to; it is created if need be.")] = None,
@@ -594,7 +546,7 @@ def push(
 
     `xacle push my-scorer me/my-scorer`
 
-    The card tells what the folder records: where the weights come from, how they were trained, what was measured. Log in
+    The card has what the folder records: where the weights come from, how they were trained, what was measured. Log in
     with `hf auth login` first, or set HF_TOKEN. The folder is left as it is.
     """
     from xacle.publish.push import check_token, prepare, upload
@@ -609,9 +561,19 @@ def push(
     if not dry_run:
         check_token()
     pairs = [(file, caption) for file, _, caption in examples]
-    publication = prepare(folder, repo_id, license, accept_license or dry_run, dataset or (), pairs, card, revision)
+    publication = prepare(
+        folder,
+        repo_id,
+        license=license,
+        accept_license=accept_license or dry_run,
+        datasets=dataset or (),
+        examples=pairs,
+        card=card,
+        revision=revision,
+    )
     if not dry_run:
-        typer.echo(upload(publication, private or None, revision, commit_message).commit_url)
+        commit = upload(publication, private=private or None, revision=revision, commit_message=commit_message)
+        typer.echo(commit.commit_url)
         return
     sizes = publication.sizes()
     for path, size in sizes.items():
@@ -700,7 +662,7 @@ def extra_of(module: str) -> str | None:
 
 
 def main():
-    """Run the command; what the user can mend is told in one line, without a traceback."""
+    """Run the command; errors that the user can fix are printed in one line, without a traceback."""
     try:
         app()
     except (OSError, ValueError, MemoryError) as error:

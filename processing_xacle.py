@@ -67,6 +67,18 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         """Cut `[samples]` into consecutive windows of 10 s; the last holds the rest."""
         return [waveform[start : start + self.max_samples] for start in range(0, len(waveform), self.max_samples)]
 
+    def average_windows(self, scores, samples) -> np.ndarray:
+        """The score of a whole sound: the mean over its windows, weighted by duration.
+
+        Args:
+            scores: `[windows, ...]`, for instance `[windows, captions]`; an array, a list or a tensor on the CPU.
+            samples: `[windows]`, the length of each window.
+
+        Returns:
+            `[...]`, float32; averaged in float64.
+        """
+        return np.average(np.asarray(scores, dtype=np.float64), axis=0, weights=samples).astype(np.float32)
+
     def __call__(
         self,
         raw_speech,

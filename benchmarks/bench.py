@@ -37,7 +37,7 @@ class Bench:
     failures: list[str] = field(default_factory=list)
 
     def check(self, what: str, difference: float) -> float:
-        """Note a difference between ours and the baseline that is too large; it is told once all has run."""
+        """Note a difference between ours and the baseline that is too large; reported once all has run."""
         if not difference <= EXACT:
             self.failures.append(f"{what}: results differ by {difference:.1e}")
         return difference

@@ -8,8 +8,8 @@ from xacle.benchmarks.baseline import PlainModel
 from xacle.benchmarks.bench import GPU_PAIRS, Bench
 from xacle.benchmarks.measure import interleaved, table, target
 from xacle.benchmarks.training import Step, Training
+from xacle.core.clips import default_workers
 from xacle.modeling_xacle import XacleForAlignmentScoring
-from xacle.scoring.score_table import default_workers
 from xacle.scoring.scorer import Scorer
 
 RECIPE = {1: 273_000 * 3, 2: 1_064_000 * 20, 3: 7_500 * 150}  # the paper's pairs times epochs, by stage

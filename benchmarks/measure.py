@@ -89,10 +89,10 @@ def machine() -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     """A markdown table; floats with three digits that count."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(_shown, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_formatted, line)) + " |" for line in lines)
 
 
-def _shown(value) -> str:
+def _formatted(value) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -102,7 +102,7 @@ def target(what: str, reached: float, wanted: float, unit: str = "", at_most: bo
     """A line that says whether a target was reached."""
     good = reached <= wanted if at_most else reached >= wanted
     bound = "at most" if at_most else "at least"
-    return f"* Target, {what} {bound} {wanted:g}{unit}: {_shown(reached)}{unit}, **{'reached' if good else 'missed'}**"
+    return f"* Target, {what} {bound} {wanted:g}{unit}: {_formatted(reached)}{unit}, **{'reached' if good else 'missed'}**"
 
 
 def replace_section(file: Path, name: str, text: str) -> None:

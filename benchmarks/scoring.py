@@ -19,8 +19,8 @@ from xacle.benchmarks.bench import SENTENCE, Bench
 from xacle.benchmarks.measure import default_malloc, in_fresh_process, interleaved, peak_memory, table, target
 from xacle.demo.tiny_models import save_tiny_scorer
 from xacle.scoring.malloc import keep_freed_memory
-from xacle.scoring.score_table import score_table
 from xacle.scoring.scorer import Scorer
+from xacle.scoring.table_job import ScoringOptions, score_table
 
 COMPARED = [
     "pairs/s, baseline",
@@ -208,7 +208,7 @@ def score_rows(folder: Path, rows: int) -> dict[str, float]:
         mock.patch.object(Scorer, "encode", lambda self, fbank: torch.zeros(len(fbank), 100, 896)),
         mock.patch.object(Scorer, "rate", lambda self, captions, audio: np.zeros(len(captions), np.float32)),
     ):
-        score_table(str(model), pairs, sounds, output, device="cpu")
+        score_table(model, pairs, sounds, output, ScoringOptions(device="cpu"))
     return {"wall": time.perf_counter() - start, "before": before, "peak": peak_memory()}
 
 

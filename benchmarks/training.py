@@ -9,15 +9,15 @@ from xacle.benchmarks.baseline import PlainModel, plain_adamw, twin
 from xacle.benchmarks.bench import Bench
 from xacle.benchmarks.measure import default_malloc, interleaved, table, target
 from xacle.modeling_xacle import XacleForAlignmentScoring, XacleForConditionalGeneration, alignment_loss
-from xacle.train.collate import INPUT_NAMES, PairCollator
-from xacle.train.feature_cache import ClipFeatures, cache_features
-from xacle.train.token_rows import train_token_rows
+from xacle.train.batches import INPUT_NAMES, PairCollator
+from xacle.train.clip_features import ClipFeatures, cache_features
+from xacle.train.lora_and_freezing import special_token_ids, train_token_rows
 
 BATCH = 4
 
 
 class Step:
-    """One way to make a training step, in two parts that are timed apart: gradients, clipped, and the optimiser.
+    """One way to make a training step, in two parts that are timed apart: gradients, clipped, and the optimizer.
 
     The learning rate is zero: the arithmetic is the same, and all ways keep computing with the same weights.
     """
@@ -77,7 +77,7 @@ class Training:
         name = INPUT_NAMES[features.kind]
         pairs = zip(self.captions, self.labels.tolist(), strict=True)
         batch = collator(
-            [{"clip": i, "text": text, "label": label, name: features[i]} for i, (text, label) in enumerate(pairs)]
+            [{"clip": i, "text": text, "score": label, name: features[i]} for i, (text, label) in enumerate(pairs)]
         )
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
@@ -127,7 +127,7 @@ class Training:
         }
         if rows:
             sparing = twin(model)
-            train_token_rows(sparing, [getattr(model.config, name) for name in model.config.special_token_names])
+            train_token_rows(sparing, special_token_ids(model.config))
             table_of_tokens = sparing.get_input_embeddings().weight
             few = [weight for weight in trainable(sparing) if weight is not table_of_tokens]
             loss = self._ours(sparing, stage)
@@ -144,10 +144,10 @@ def training(bench: Bench) -> str:
         "2, language model frozen": work.steps(2, language_model=False),
         "3, ratings, SpecAugment": work.steps(3),
     }
-    rows, ratios, optimiser = [], {}, {}
+    rows, ratios, optimizer = [], {}, {}
     for kind, steps in kinds.items():
         first = {}
-        for name, step in steps.items():  # this also makes the optimiser's state
+        for name, step in steps.items():  # this also makes the optimizer's state
             first[name] = step.gradients()
             step.step()
         parts = {(name, part): getattr(step, part) for name, step in steps.items() for part in ("gradients", "step")}
@@ -163,26 +163,26 @@ def training(bench: Bench) -> str:
             ratios[kind, name] = total["baseline"][1] / cpu
             if name != "baseline":
                 bench.ratios[f"stage {kind}{name.removeprefix('ours')}"] = ratios[kind, name]
-            optimiser[kind, name] = measured[name, "step"]
-            costs = [BATCH / wall, cpu / BATCH, optimiser[kind, name].cpu]
+            optimizer[kind, name] = measured[name, "step"]
+            costs = [BATCH / wall, cpu / BATCH, optimizer[kind, name].cpu]
             rows.append([kind, name, *costs, ratios[kind, name], total["baseline"][0] / wall, difference])
     header = [
         "stage",
         "",
         "samples/s",
         "CPU s/sample",
-        "of a step, optimiser CPU s",
+        "of a step, optimizer CPU s",
         "ratio CPU",
         "ratio wall",
         "difference",
     ]
     kind = "2, pseudo-labels"
-    times = optimiser[kind, "baseline"].cpu / optimiser[kind, "ours, token rows"].cpu
+    times = optimizer[kind, "baseline"].cpu / optimizer[kind, "ours, token rows"].cpu
     return "\n\n".join(
         [
             f"Steps on {BATCH} pairs in float32, as in every epoch after the first: ours reads the encoder's "
             "outputs (in stage 3 the fbank) from the cache and uses fused AdamW, the baseline decodes and encodes anew. "
-            "Token rows: with `--freeze_token_embeddings true`. Difference: the larger of the losses' and the relative one of "
+            "Token rows: with `--freeze-token-embeddings true`. Difference: the larger of the losses' and the relative one of "
             "the gradients' norms.",
             table(header, rows),
             "\n".join(
@@ -190,7 +190,7 @@ def training(bench: Bench) -> str:
                     target("CPU time with the language model trained", ratios[kind, "ours"], 1.35, "x"),
                     target("the same, token rows", ratios[kind, "ours, token rows"], 1.35, "x"),
                     target("CPU time with it frozen", ratios["2, language model frozen", "ours"], 1.65, "x"),
-                    target("optimiser step, CPU time, token rows", times, 10, "x"),
+                    target("optimizer step, CPU time, token rows", times, 10, "x"),
                 ]
             ),
         ]

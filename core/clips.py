@@ -20,10 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers.utils import logging
 
+from xacle.audio_xacle import SAMPLING_RATE
+
 logger = logging.get_logger(__name__)
 
 SAMPLE_BYTES = 4096
 HASH_BYTES = 16
+MANY_CLIPS = 64  # from here on files are decoded by processes of their own
+MAX_WORKERS = 8
 
 
 def same_content(files: Iterable[str | Path]) -> dict[str | Path, str | Path]:
@@ -59,7 +63,7 @@ def _content(file: Path) -> str:
 
 
 def file_digest(path: str | Path, digest) -> str:
-    """The hex digest of a file's bytes. (`hashlib.file_digest` needs Python 3.11.)"""
+    """Add a file's bytes to a digest of `hashlib`; returns what it is then, in hex."""
     with open(path, "rb") as file:
         while block := file.read(2**20):
             digest.update(block)
@@ -167,6 +171,21 @@ def read_json_lines(path: Path) -> Iterator[dict]:
 
 
 # --- Decoding ------------------------------------------------------------------------------------------------------------
+
+
+def with_rate(audio, sampling_rate: int = SAMPLING_RATE):
+    """A sound that is an array, tensor or list of samples, with its rate, as a dict of `datasets`; other sounds as they are."""
+    is_array = isinstance(audio, (np.ndarray, torch.Tensor, list, tuple))
+    return {"array": audio, "sampling_rate": sampling_rate} if is_array else audio
+
+
+def default_workers(clips: int, device: torch.device) -> int:
+    """How many processes decode: none for a few clips; one keeps up with a CPU; for an accelerator, most of the CPU's cores."""
+    if clips < MANY_CLIPS:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores_of_process = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return 1 if device.type == "cpu" else min(MAX_WORKERS, max(1, cores_of_process - 1))
 
 
 class _Decoder(Dataset):

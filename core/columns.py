@@ -1,16 +1,20 @@
-"""The names that columns of tables have. Elsewhere a column is known by its tuple here; the first name is the one we write."""
+"""The names that columns of tables have: the only place to add one. In each tuple, the first name is the one we write.
 
+A table's column is found by [`column_of`] (it must be there) or [`find_column`] (it may be).
+"""
+
+from collections.abc import Iterable
 from pathlib import Path
 
 # The challenge's files say wav_file_name, its README wave_file_name; the others are usual in Hub datasets.
-FILE_COLUMNS = ("wav_file_name", "wave_file_name")
-TEXT_COLUMNS = ("text",)
-LISTENER_ID = "listener_id"
-SYSTEM = "model_id"
+FILE_COLUMNS = ("wav_file_name", "wave_file_name", "file_name", "path", "audio")
+TEXT_COLUMNS = ("text", "caption")
+LISTENER_ID_COLUMNS = ("listener_id",)
+MODEL_ID_COLUMNS = ("model_id",)  # the system that made a sound
 
 PREDICTION_COLUMNS = ("pred_score", "prediction_score")  # the challenge's name; the authors' code writes the other
-AVERAGE_COLUMNS = ("average_score", "average_semantic_alignement_score")  # the challenge's files, its README's spelling
-LISTENER_COLUMNS = ("score",)  # of one listener, named by listener_id
+AVERAGE_COLUMNS = ("average_score", "average_semantic_alignement_score")  # in the challenge's files, and in its README
+LISTENER_COLUMNS = ("score",)  # one listener's rating; the listener is named by listener_id
 RATING_COLUMNS = AVERAGE_COLUMNS + LISTENER_COLUMNS
 PSEUDO_LABEL_COLUMNS = ("clap_score",)
 
@@ -23,16 +27,26 @@ LABEL_COLUMNS = {
 }
 
 
-def column_of(rows: list[tuple[int, dict]], names: tuple[str, ...], table: Path) -> str:
+def find_column(columns: Iterable[str | None], names: tuple[str, ...]) -> str | None:
+    """The first of `names` that is among a table's columns; `None` if there is none."""
+    columns = set(columns)
+    return next((name for name in names if name in columns), None)
+
+
+def columns_of(rows: list[tuple[int, dict]]) -> set[str]:
+    """All columns that any row has: in JSONL, rows may lack some."""
+    return {name for _, row in rows for name in row if name is not None}
+
+
+def column_of(rows: list[tuple[int, dict]], names: tuple[str, ...], table: Path | str) -> str:
     """The first of `names` that the rows have. Raises `ValueError` if there is none."""
-    columns = {name for _, row in rows for name in row if name is not None}
-    if found := next((name for name in names if name in columns), None):
+    columns = columns_of(rows)
+    if found := find_column(columns, names):
         return found
-    if separator := next(
-        (name for sign, name in (("\t", "tabs"), (";", "semicolons")) if any(sign in c for c in columns)), None
-    ):
-        raise ValueError(f"'{table}' seems to be separated by {separator}; save it with commas")
+    for character, separator in (("\t", "tabs"), (";", "semicolons")):
+        if any(character in column for column in columns):
+            raise ValueError(f"'{table}' seems to be separated by {separator}; save it with commas")
     raise ValueError(
-        f"'{table}' needs the column {' or '.join(names)}, separated by commas and spelled like this; it has "
+        f"'{table}' needs the column {' or '.join(names)}, written exactly so and separated by commas; it has "
         f"{', '.join(map(repr, sorted(columns)))}"
     )

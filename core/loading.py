@@ -1,13 +1,13 @@
 """Loading models: folders and Hub ids, devices, dtypes."""
 
 import json
-import re
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars, validate_repo_id
 from transformers.utils import logging
 
 from xacle.configuration_xacle import XacleConfig
@@ -32,8 +32,15 @@ def usable_device(device: str | None = None, dtype: str = "float32") -> torch.de
         raise ValueError(f"the device '{device}' cannot be used here ({reason}); try --device cpu") from error
 
 
+def device_of_process() -> str | None:
+    """The device of a process under `torchrun`: each has an accelerator of its own; `None` where there is no choice."""
+    if "LOCAL_RANK" not in os.environ or not torch.accelerator.is_available():
+        return None
+    return f"{torch.accelerator.current_accelerator().type}:{os.environ['LOCAL_RANK']}"
+
+
 def is_hub_id(name: str | Path) -> bool:
-    """Whether `name` could be a repository of the Hub: owner/name."""
+    """Whether `name` has the form of a Hub id with its owner: `owner/name`."""
     try:
         validate_repo_id(str(name))
     except HFValidationError:
@@ -44,11 +51,11 @@ def is_hub_id(name: str | Path) -> bool:
 def check_model_folder(model: str | Path) -> None:
     """Raise an error that helps if `model` is neither a folder with a scorer nor a Hub id."""
     folder = Path(model)
-    if not folder.is_dir() and (folder.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(model)) is None):
+    if not folder.is_dir() and (folder.exists() or not is_hub_id(model)):
         raise FileNotFoundError(f"no model folder at '{model}' (and it is no Hub id, which looks like owner/name)")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ValueError(
-            f"'{model}' is a LoRA adapter without its base: AutoModel.from_pretrained loads both; `--lora_output merged` makes "
+            f"'{model}' is a LoRA adapter without its base: AutoModel.from_pretrained loads both; `--lora-output merged` makes "
             "a folder that xacle's commands load"
         )
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -70,10 +77,34 @@ def check_model_folder(model: str | Path) -> None:
 
 @contextmanager
 def quiet_loading():
-    """No report of missing and unexpected weights: who loads the model judges them."""
+    """No report of missing and unexpected weights: the caller checks them itself."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+def hide_progress_of_loading() -> None:
+    """No progress bars while weights are read from a folder, or written to one; those of downloads stay."""
+    downloads_hide_theirs = are_progress_bars_disabled()
+    logging.disable_progress_bar()  # also of downloads
+    if not downloads_hide_theirs:
+        enable_progress_bars()
+
+
+@contextmanager
+def loading(name: str, option: str):
+    """What a command loads a model in: see [`hide_progress_of_loading`], and an error that helps where there is no network.
+
+    Raises:
+        ConnectionError: with `name` and the option it came from, if it must come from the Hub, which cannot be reached.
+    """
+    hide_progress_of_loading()
+    try:
+        yield
+    except OSError as error:
+        if not any(isinstance(cause, LocalEntryNotFoundError) for cause in (error, error.__cause__)):
+            raise
+        raise ConnectionError(f"'{name}' ({option}) is no folder here, and the Hub cannot be reached (offline?)") from error

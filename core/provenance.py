@@ -1,4 +1,4 @@
-"""Where weights come from and under which licence: recorded where they enter, carried through training by the configuration.
+"""Where weights come from and under which license: recorded where they enter, carried through training by the configuration.
 
 `config.weight_sources` is a list of `{"role", "name", "license"}`: what a model's weights were converted from, put together
 from, trained on from, or taught by. The license is an identifier of the Hub's, or `None` where it is not recorded. How a run
@@ -16,7 +16,7 @@ from xacle.core.clips import file_digest
 
 TMU = "Atotti/xacle-tmu-2026"  # the weights that the paper's authors published
 TMU_LICENSE = "cc-by-nc-4.0"
-NTT_EVALUATION = "ntt-evaluation"  # M2D's licence agreement, see m2d_clap/modeling.py; not one of the Hub's
+NTT_EVALUATION = "ntt-evaluation"  # M2D's license agreement, see publish/license.py; not one of the Hub's
 RUN_RECORD = "run.json"  # what a training run leaves beside its weights
 
 
@@ -36,7 +36,7 @@ def sources_of(config: dict, role: str, name: str | Path) -> list[dict]:
     Args:
         config: Its configuration's fields.
         role: What it is used as, if it records nothing.
-        name: The folder or Hub id it was loaded from, whose card tells the license.
+        name: The folder or Hub id it was loaded from, whose card has the license.
     """
     if config.get("weight_sources"):
         return [dict(source) for source in config["weight_sources"]]
@@ -50,6 +50,23 @@ def merge_sources(*parts: list[dict]) -> list[dict]:
     for part in parts:
         merged += [source for source in part if source not in merged]
     return merged
+
+
+def write_teacher_sources(table: Path, sources: list[dict]) -> None:
+    """Record beside a table of pseudo-labels, in `<table>.teacher.json`, what its labels derive from."""
+    _teacher_file(table).write_text(json.dumps(sources, indent=2) + "\n", encoding="utf-8")
+
+
+def teacher_sources(table: str | Path) -> list[dict]:
+    """What the labels of a table of pseudo-labels derive from, as [`write_teacher_sources`] recorded it."""
+    file = _teacher_file(table)
+    if not file.is_file():
+        return [weight_source("teacher", f"the unrecorded teacher of {Path(table).name}", None)]
+    return [{**source, "role": "teacher"} for source in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def _teacher_file(table: str | Path) -> Path:
+    return Path(f"{table}.teacher.json")
 
 
 def license_on_card(name: str | Path) -> str | None:

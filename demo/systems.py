@@ -10,7 +10,7 @@ from xacle.clap.encoder import ClapEncoder
 from xacle.core.tables import write_scores
 from xacle.scoring.captions import caption_scores, generate_captions, load_captioner
 from xacle.scoring.ensemble import ensemble
-from xacle.scoring.evaluate import evaluate
+from xacle.scoring.evaluation import evaluate
 from xacle.scoring.metrics import bootstrap_intervals
 from xacle.scoring.scorer import Scorer
 
@@ -75,8 +75,8 @@ def score_systems(recipe, folder: Path) -> dict:
 
 def srcc(recipe, folder: Path, key: str, split: str) -> dict[str, float]:
     """The SRCC of a system's scores with the ratings: `value`, and the `low` and `high` ends of its 95 % interval."""
-    found, *compared = evaluate(folder / f"{split}_{key}.csv", recipe.corpus.table(split), resamples=0)
-    low, high = bootstrap_intervals(*compared, names=("SRCC",))["SRCC"]
+    found = evaluate(folder / f"{split}_{key}.csv", recipe.corpus.table(split), resamples=0)
+    low, high = bootstrap_intervals(found.predictions, found.ratings, names=("SRCC",))["SRCC"]
     return {"value": found.metrics["SRCC"], "low": low, "high": high}
 
 

@@ -1,7 +1,7 @@
-"""Run what the README and the guides show: `make docs-check` (some minutes).
+"""Run the commands and Python blocks of the README and the docs: `make docs-check` (some minutes).
 
-Commands and Python blocks run as they stand, in a folder with tiny stand-ins for the models and tables they name; training
-commands for one epoch. Those that cannot run like this are listed with the test that does.
+They run unchanged, in a folder with tiny stand-ins for the models and tables they name; training commands run for one epoch.
+For those that cannot run like this, the test that covers them is printed. `python docs/check.py docs/score.md` checks one page.
 """
 
 import csv
@@ -36,19 +36,20 @@ PAGES = [
     "README.md",
     *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*.md")),
     "demo/README.md",
+    *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("metrics/*/README.md")),
     "space/README.md",
 ]
-ELSEWHERE = {  # a pattern of a command or block: why it is not run here
-    r"^make ": "is what runs this, or builds what it runs in",
+ELSEWHERE = {  # pattern of a command or block: why it is not run here
+    r"^make ": "runs this script, or builds the environment it runs in",
     r"^source |^pip install": "the environment is there",
-    r"^xacle convert": "takes released checkpoints; tests/test_conversion.py and tests/test_m2d_clap.py convert stand-ins",
+    r"^xacle convert": "needs released checkpoints; tests/test_conversion.py and tests/test_m2d_clap.py convert stand-ins",
     r"^xacle demo": "tests/test_demo.py, and `make demo`",
-    r"^xacle caption": "takes a sentence model of the Hub; tests/test_captions.py",
+    r"^xacle caption": "needs a sentence model of the Hub; tests/test_captions.py",
     r"^xacle app": "a server; tests/test_space.py",
-    r"^xacle push (?!.*--dry-run)|--push_to_hub": "uploads; tests/test_publish.py pushes to a Hub of its own",
-    r"^hf auth|HfApi": "takes an account on the Hub",
-    r"from_pretrained\(\"me/|endpoints\.huggingface": "takes a published model; test_publish.py and test_handler.py",
-    r"^torchrun|^accelerate": "takes several GPUs; test_engine.py and test_training_processes.py start two processes",
+    r"^xacle push (?!.*--dry-run)|--push-to-hub": "uploads; tests/test_publish.py pushes to a local Hub",
+    r"^hf auth|HfApi": "needs an account on the Hub",
+    r"from_pretrained\(\"me/|endpoints\.huggingface": "needs a published model; test_publish.py and test_handler.py",
+    r"^torchrun|^accelerate": "needs several GPUs; the tests start two processes",
 }
 PRELUDE = "import numpy as np\nwaveform = 0.1 * np.random.default_rng(0).standard_normal(44100)\n"
 
@@ -61,7 +62,7 @@ def write_table(file: str, rows: list[dict]) -> None:
 
 
 def prepare() -> None:
-    """Write into the current folder what the guides name."""
+    """Write the models, tables and sounds that the docs name into the current folder."""
     write_corpus("xacle-data", seed=0, train=16, validation=8, test=8, captions=12)
     Path("wav").mkdir()
     tables = {}
@@ -80,7 +81,7 @@ def prepare() -> None:
         write_table(f"{name}.csv", [{"wav_file_name": p["wav_file_name"], "pred_score": chance.uniform(0, 10)} for p in pairs])
     write_table("captions.csv", tables["captions"][:8])
     write_table("captions_validation.csv", tables["captions"][8:])
-    for name in ("dog", "take1", "take2", "take3"):
+    for name in ("dog", "rain", "take1", "take2", "take3"):
         shutil.copy(f"wav/{pairs[0]['wav_file_name']}", f"{name}.wav")
 
     processor = tiny_processor()
@@ -95,23 +96,23 @@ def prepare() -> None:
     save_small_clap(captions, Path("m2d-clap"), seed=0)
     tokenizer = tiny_tokenizer([*CAPTIONS.values(), *captions])
     settings = {**config.text_config.to_dict(), "vocab_size": len(tokenizer)}
-    for size in ("0.5B", "1.5B"):  # where Qwen's own names are looked up first: in the current folder
+    for size in ("0.5B", "1.5B"):  # a folder of that name is used before the Hub
         folder = Path(f"Qwen/Qwen2.5-{size}-Instruct")
         Qwen2Model(Qwen2Config(**settings)).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """`(language, code)` of a page's blocks, commands that tables show included, in the order they stand in."""
+    """`(language, code)` of a page's blocks and of the commands in its tables, in their order."""
     text = (ROOT / page).read_text()
     found = re.finditer(r"```(bash|python)\n(.*?)```|^\|[^\n]*`xacle [^`\n]+ --[^\n]+$", text, flags=re.DOTALL | re.MULTILINE)
-    shown = []
+    parts = []
     for match in found:
         if match[1] is None:  # a row of a table
-            shown += [("bash", command) for command in re.findall(r"`(xacle [^`]+ --[^`]+)`", match[0])]
+            parts += [("bash", command) for command in re.findall(r"`(xacle [^`]+ --[^`]+)`", match[0])]
         else:
-            shown.append((match[1], match[2]))
-    return shown
+            parts.append((match[1], match[2]))
+    return parts
 
 
 def commands(code: str, variables: dict[str, str]) -> list[str]:
@@ -127,10 +128,10 @@ def commands(code: str, variables: dict[str, str]) -> list[str]:
 
 
 def shortened(command: str) -> str:
-    """A command of the guides for tiny stand-ins on a CPU; what another page trained into its folder makes room."""
+    """The command for tiny stand-ins on a CPU. Its output folder is emptied: another page may have trained into it."""
     if command.startswith("xacle train"):
-        shutil.rmtree(re.search(r"--output_dir (\S+)", command)[1], ignore_errors=True)
-        command += " --num_train_epochs 1 --per_device_train_batch_size 4 --use_cpu true --dataloader_num_workers 0"
+        shutil.rmtree(re.search(r"--output-dir (\S+)", command)[1], ignore_errors=True)
+        command += " --num-train-epochs 1 --per-device-train-batch-size 4 --use-cpu true --dataloader-num-workers 0"
     return command
 
 
@@ -163,7 +164,7 @@ def main() -> None:
         os.chdir(folder)
         os.symlink(ROOT / "metrics", "metrics")
         prepare()
-        results = [check(page) for page in PAGES]
+        results = [check(page) for page in sys.argv[1:] or PAGES]
     sys.exit(not all(results))
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from xacle.core.loading import is_hub_id
 from xacle.core.provenance import read_json, record_of
 from xacle.publish.license import NOTICE_FILE, Terms
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 
-# Our names -> those of `evaluate`'s metrics, and how they are shown.
+# Our names -> those of `evaluate`'s metrics, and how they are called on the card.
 METRICS = {
     "SRCC": ("spearmanr", "SRCC"),
     "LCC": ("pearsonr", "LCC"),
@@ -38,11 +39,12 @@ OTHER_GROUPS = ("ModelArguments", "RankingArguments", "ListenerArguments", "Teac
 
 @dataclass
 class Example:
-    """A pair with the model's score; the sound lies in the repository at `path`."""
+    """A pair with the model's score; the sound's `content` lies in the repository at `path`."""
 
     path: str
     text: str
     score: float
+    content: bytes
 
     @property
     def file(self) -> str:
@@ -67,6 +69,7 @@ def render_card(
     repo_id: str,
     sources: list[dict],
     terms: Terms,
+    *,
     datasets: list[str] | None = None,
     examples: list[Example] | None = None,
     address: str = "",
@@ -163,8 +166,7 @@ def _base_models(sources: list[dict], run: dict, repo_id: str) -> list[str]:
     while run:
         names.append(run.get("base_model"))
         run = run.get("base")
-    hub_ids = [name for name in names if name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)]
-    return [name for name in dict.fromkeys(hub_ids) if name != repo_id]
+    return [name for name in dict.fromkeys(filter(None, names)) if is_hub_id(name) and name != repo_id]
 
 
 def _widget(examples: list[Example], address: str) -> list[dict]:
@@ -183,7 +185,7 @@ def _training_arguments(run: dict) -> dict:
 
 
 def _runs(run: dict) -> list[dict]:
-    """What the card tells about a run and those it went on from, the last one first. Folders are not told."""
+    """What the card has about a run and those it started from, the last one first; without folders of the machine."""
     runs = []
     while run:
         training, groups = _training_arguments(run), run["arguments"]
@@ -200,7 +202,7 @@ def _runs(run: dict) -> list[dict]:
                 "processes": f"{processes} process{'es' * (processes > 1)} ({run.get('device', 'device not recorded')})",
                 "seconds": seconds and (f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds:.0f} seconds"),
                 "finished": run.get("finished"),
-                "arguments": [(name, _shown(value)) for name, value in arguments if value not in (None, False, [], {}, -1)],
+                "arguments": [(name, _printed(value)) for name, value in arguments if value not in (None, False, [], {}, -1)],
                 "versions": [(name, value) for name, value in run["versions"].items() if value],
             }
         )
@@ -208,6 +210,6 @@ def _runs(run: dict) -> list[dict]:
     return runs
 
 
-def _shown(value):
+def _printed(value):
     """A value without the folders of the machine it was used on, which a run records in full."""
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -1,17 +1,19 @@
-"""Under which licence a model may be published, given what its weights derive from."""
+"""Under which license a model may be published, given what its weights derive from."""
 
 import difflib
 from dataclasses import dataclass, field
 
 from xacle.core.provenance import NTT_EVALUATION, TMU
 
-# Whoever keeps their notices may publish what derives from these under the licence of their choice.
+# Whoever keeps their notices may publish what derives from these under the license of their choice.
 PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "zlib", "unlicense", "cc0-1.0"})
 # What may not be used commercially stays so, whatever is made of it.
 NON_COMMERCIAL = ("cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0")
-OTHERS = ("afl-3.0", "agpl-3.0", "artistic-2.0", "bigscience-openrail-m", "bsl-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0")
-OTHERS += ("cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "ecl-2.0", "epl-2.0")
-OTHERS += ("eupl-1.2", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "mpl-2.0", "odbl", "openrail", "wtfpl")
+OTHERS = (
+    *("afl-3.0", "agpl-3.0", "artistic-2.0", "bigscience-openrail-m", "bsl-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0"),
+    *("cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "ecl-2.0", "epl-2.0"),
+    *("eupl-1.2", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "mpl-2.0", "odbl", "openrail", "wtfpl"),
+)
 LICENSES = sorted({*PERMISSIVE, *NON_COMMERCIAL, *OTHERS, "other"})  # the Hub's identifiers that suit weights
 
 DEFAULT = "apache-2.0"
@@ -27,12 +29,12 @@ NOTICES = {
 
 @dataclass
 class Terms:
-    """The licence a model is published under, and what must be said about it.
+    """The license a model is published under, and the notices that go with it.
 
     Args:
         license: Identifier of the Hub's.
         license_name: What it is called if the license is "other".
-        notices: Sentences about sources that do not leave the choice of the licence.
+        notices: Sentences about sources that do not leave the choice of the license.
     """
 
     license: str
@@ -72,14 +74,14 @@ def terms_of(sources: list[dict], license: str | None = None, accepted: bool = F
         raise ValueError(f"the license '{license}' is not possible, only {', '.join(allowed)}:\n" + _as_list(notices))
     if notices and not accepted:
         raise ValueError(
-            f"the licences of what this model derives from bind it:\n{_as_list(notices)}\nNothing was uploaded. If you may "
-            "publish it like this, say so with --accept-license (in training, --accept_license true)"
+            f"the licenses of what this model derives from bind it:\n{_as_list(notices)}\nNothing was uploaded. If you may "
+            "publish it like this, say so with --accept-license (in training, --accept-license true)"
         )
     if license is None and chosen is None:
         names = ", ".join(f"'{source['name']}'" for source in unrecorded)
         raise ValueError(
             f"it is not recorded under which license {names} may be used; find out and pass --license (in training, "
-            f"--hub_license), one of {', '.join(LICENSES)}"
+            f"--hub-license), one of {', '.join(LICENSES)}"
         )
     license = license or chosen
     name = None

@@ -29,7 +29,7 @@ SETTINGS = (
     *("vocab.json", "vocab.txt", "merges.txt", NOTICE_FILE),
 )
 MODEL_TYPES = ("xacle", "clap", "m2d_clap")
-# What an earlier model may have left in a repository, and loading this one would take up.
+# What an earlier model may have left in a repository, and loading this one would read.
 FOREIGN = ("adapter_*", "pytorch_model*", "handler.py", "requirements.txt")
 HANDLER_REQUIREMENTS = "transformers>=5.23\nsoundfile>=0.13\nsoxr>=0.5\n"  # what handler.py needs beside the endpoint's own
 
@@ -61,6 +61,7 @@ class Publication:
 def prepare(
     folder: str | Path,
     repo_id: str,
+    *,
     license: str | None = None,
     accept_license: bool = False,
     datasets: Sequence[str] = (),
@@ -92,19 +93,20 @@ def prepare(
     files |= {name: folder / name for name in sorted(_needed_code(folder, config))}
     sources = sources_of(config, "scorer" if config["model_type"] == "xacle" else "teacher", folder)
     terms = terms_of(sources, license, accept_license)
-    shown = []
-    for path, content, text, score in _score_examples(folder, examples):
-        if files.setdefault(path, content) != content:
-            raise ValueError(f"two examples are called {path}: rename one")
-        shown.append(Example(path, text, score))
+    scored = _score_examples(folder, examples)
+    for example in scored:
+        if files.setdefault(example.path, example.content) != example.content:
+            raise ValueError(f"two examples are called {example.path}: rename one")
     if kind_of(config) == "scorer":
         files["handler.py"] = ROOT / "handler.py"
         files["requirements.txt"] = HANDLER_REQUIREMENTS.encode()
     if terms.license == "other" and NOTICE_FILE not in files:
-        files[NOTICE_FILE] = ("# Licence of the weights\n\n" + "\n\n".join(terms.notices) + "\n").encode()
+        files[NOTICE_FILE] = ("# License of the weights\n\n" + "\n\n".join(terms.notices) + "\n").encode()
     if card is None:
         address = f"{constants.ENDPOINT}/{repo_id}/resolve/{revision or 'main'}"
-        text = str(render_card(folder, config, repo_id, sources, terms, list(datasets), shown, address))
+        text = str(
+            render_card(folder, config, repo_id, sources, terms, datasets=list(datasets), examples=scored, address=address)
+        )
     else:
         text = _own_card(card, terms)
     files["README.md"] = text.encode()
@@ -115,6 +117,7 @@ def prepare(
 
 def upload(
     publication: Publication,
+    *,
     private: bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
@@ -130,25 +133,23 @@ def upload(
     """
     repo_id = create_repo(publication.repo_id, private, token)
     api = HfApi(token=token)
-    with told_plainly(repo_id):
+    with _plain_errors(repo_id):
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         present = api.list_repo_files(repo_id, revision=revision)
-        taken_up = (*WEIGHTS, *SETTINGS, *FOREIGN)
-        stale = [name for name in present if _matches(name, taken_up) and name not in publication.files]
-        operations = [CommitOperationDelete(path_in_repo=name) for name in stale]
-        operations += [
-            CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in publication.files.items()
-        ]
+        read_by_loading = (*WEIGHTS, *SETTINGS, *FOREIGN)
+        stale = [name for name in present if _matches(name, read_by_loading) and name not in publication.files]
+        deleted = [CommitOperationDelete(path_in_repo=name) for name in stale]
+        added = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in publication.files.items()]
         message = commit_message or "Upload an xacle model"
-        return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+        return api.create_commit(repo_id, [*deleted, *added], commit_message=message, revision=revision)
 
 
 def create_repo(repo_id: str, private: bool | None = None, token: str | None = None) -> str:
     """Create a repository if need be and return its full name. Raises as [`upload`] does."""
     check_token(token)
     api = HfApi(token=token)
-    with told_plainly(repo_id):
+    with _plain_errors(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if private and not api.model_info(repo_id).private:
             raise OSError(f"'{repo_id}' is there already, and public: make it private in its settings, or choose another name")
@@ -156,8 +157,8 @@ def create_repo(repo_id: str, private: bool | None = None, token: str | None = N
 
 
 @contextmanager
-def told_plainly(repo_id: str):
-    """The Hub's refusals, and that it is out of reach, as `OSError`s of one line."""
+def _plain_errors(repo_id: str):
+    """The Hub's refusals, and no connection to it, as `OSError`s of one line."""
     try:
         yield
     except HfHubHTTPError as error:
@@ -190,7 +191,7 @@ def _read_config(folder: Path) -> dict:
     if not folder.is_dir():
         raise FileNotFoundError(f"no model folder at '{folder}'")
     if (folder / "adapter_config.json").is_file():
-        raise ValueError(f"'{folder}' holds a LoRA adapter without its base; train with --lora_output merged to publish it")
+        raise ValueError(f"'{folder}' holds a LoRA adapter without its base; train with --lora-output merged to publish it")
     needed = ["config.json", "tokenizer_config.json", "tokenizer.json"]
     if not (folder / "preprocessor_config.json").is_file():  # where older CLAPs have it
         needed.append("processor_config.json")
@@ -259,19 +260,19 @@ def _auto_maps(settings: dict) -> list[str]:
     return found
 
 
-def _score_examples(folder: Path, examples: Sequence[tuple[str, str]]):
-    """Path in the repository, content, caption and score of each example."""
+def _score_examples(folder: Path, examples: Sequence[tuple[str, str]]) -> list[Example]:
     if not examples:
-        return
+        return []
     from xacle.scoring.scorer import Scorer
 
     sounds, texts = zip(*examples, strict=True)
     if missing := [sound for sound in sounds if not Path(sound).is_file()]:
         raise FileNotFoundError(f"no sound for an example at '{missing[0]}'")
-    contents = [Path(sound).read_bytes() for sound in sounds]
     scores = Scorer.from_pretrained(folder).score(list(sounds), list(texts))
-    for sound, content, text, score in zip(sounds, contents, texts, scores, strict=True):
-        yield "examples/" + re.sub(r"[^\w.-]", "_", Path(sound).name), content, text, float(score)
+    return [
+        Example("examples/" + re.sub(r"[^\w.-]", "_", Path(sound).name), text, float(score), Path(sound).read_bytes())
+        for sound, text, score in zip(sounds, texts, scores, strict=True)
+    ]
 
 
 def _own_card(file: Path, terms: Terms) -> str:
@@ -284,7 +285,7 @@ def _own_card(file: Path, terms: Terms) -> str:
         reason = " ".join(str(error).split())
         raise ValueError(f"the metadata at the head of '{file}' cannot be read: {reason}") from error
     if license != terms.license:
-        raise ValueError(f"'{file}' says `license: {license}`, but the model is published under {terms.license}: change either")
+        raise ValueError(f"'{file}' has `license: {license}`, but the model is published under {terms.license}: change either")
     if missing := [notice for notice in terms.notices if notice not in text]:
         raise ValueError(f"'{file}' must say the following:\n" + "\n".join(f"  - {notice}" for notice in missing))
     return text

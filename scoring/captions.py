@@ -1,6 +1,5 @@
-"""Captions from a captioner (stage 1), and what they tell about a pair: how close they are to the text that was given."""
+"""Captions from a captioner (stage 1), and the score they give a pair: how close they are to the text that was given."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +8,9 @@ import torch
 from tqdm import tqdm
 from transformers import BatchFeature
 
-from xacle.audio_xacle import load_waveform
 from xacle.configuration_xacle import XacleConfig
 from xacle.core.loading import check_model_folder, quiet_loading, usable_device
-from xacle.core.tables import TableError, missing_folder, read_pairs, shortest
+from xacle.core.tables import TableError, check_output, missing_folder, read_pairs, write_rows
 from xacle.modeling_xacle import RATING_CENTER, RATING_HALF_RANGE, XacleForConditionalGeneration
 from xacle.processing_xacle import XacleProcessor
 
@@ -55,7 +53,7 @@ def generate_captions(
         chosen = range(start, min(start + batch_size, len(audio)))
         if audio_states is None:
             extractor = processor.feature_extractor
-            waveforms = [load_waveform(audio[index])[: extractor.max_samples] for index in chosen]
+            waveforms = [extractor.fetch_audio(audio[index])[: extractor.max_samples] for index in chosen]
             inputs = processor(audio=waveforms, sampling_rate=extractor.sampling_rate)
         else:
             rows = processor(text=[""] * len(chosen), task="captioning")  # the prompt and the end of an empty caption
@@ -102,11 +100,8 @@ def caption_scores(captions: list[str], texts: list[str], sentence_model) -> np.
 
 def write_captions(output: Path, names: list[str], texts: list[str], captions: list[str], scores: np.ndarray) -> None:
     """Write `wav_file_name,text,caption,pred_score`, a row a pair; `xacle evaluate` reads it."""
-    with output.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["wav_file_name", "text", "caption", "pred_score"])
-        for name, text, caption, score in zip(names, texts, captions, scores, strict=True):
-            writer.writerow([name, text, caption, shortest(score)])
+    rows = zip(names, texts, captions, np.asarray(scores, dtype=np.float32), strict=True)
+    write_rows(output, ["wav_file_name", "text", "caption", "pred_score"], rows)
 
 
 def caption_table(
@@ -123,14 +118,11 @@ def caption_table(
     Raises:
         TableError: if any row cannot be used; nothing is written then.
     """
-    if output.suffix.lower() != ".csv":
-        raise ValueError(f"'{output}' must end in .csv")
-    if output.resolve() == table.resolve():
-        raise ValueError(f"'{output}' would overwrite the input; choose another --output")
+    check_output(output, [table], (".csv",))
     pairs, problems = read_pairs(table, audio_dir)
     if problems:
         hint = None if pairs else missing_folder(problems, audio_dir)
-        raise TableError(table, problems, hint or "nothing was captioned; mend them", use="captioned")
+        raise TableError(table, problems, hint or "nothing was captioned; fix them", use="captioned")
     network, processor = load_captioner(model, device)
     sentences = load_sentence_model(sentence_model, network.device)  # before the work that needs it
     clips = {pair.audio: pair.audio for pair in pairs}

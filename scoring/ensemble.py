@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from xacle.core.tables import check_distinct, check_overwrites_none, check_suffix, write_scores
-from xacle.scoring.evaluate import check_same_captions, has_captions, read_predictions, shown
+from xacle.core.tables import check_distinct, check_output, write_scores
+from xacle.scoring.score_files import ScoreFile, first_of, pairs_by_text
+
+HIGHEST = 10.0  # the ensemble's scores are on the scale of ratings
 
 
-def rank_average(scores: np.ndarray, low: float = 0.0, high: float = 10.0) -> np.ndarray:
-    """Mean of the members' ranks, mapped linearly so that rank 1 is `low` and rank N is `high`.
+def rank_average(scores: np.ndarray) -> np.ndarray:
+    """Mean of the members' ranks, mapped linearly so that rank 1 is 0 and rank N is 10.
 
     Args:
         scores: `[members, clips]`. Tied scores of a member share their average rank.
@@ -25,33 +27,33 @@ def rank_average(scores: np.ndarray, low: float = 0.0, high: float = 10.0) -> np
     if scores.ndim != 2 or scores.shape[1] < 2 or not np.isfinite(scores).all():
         raise ValueError(f"finite scores [members, clips] of at least two clips are needed, got {scores.shape}")
     mean_ranks = stats.rankdata(scores, axis=1).mean(axis=0)
-    return low + (high - low) * (mean_ranks - 1) / (scores.shape[1] - 1)
+    return HIGHEST * (mean_ranks - 1) / (scores.shape[1] - 1)
 
 
-def ensemble(members: list[Path], output: Path, low: float = 0.0, high: float = 10.0) -> tuple[int, int]:
+def ensemble(members: list[Path], output: Path) -> tuple[int, int]:
     """Average the ranks of several prediction files and write `output`, in the first file's order.
 
     Returns:
         How many pairs there are, and how many of them share their score with another.
 
     Raises:
-        ValueError: if a member lacks a pair another one has (nothing is filled in or left out), or is given twice.
+        ValueError: for fewer than two members, one that is given twice, or one that lacks a pair another one has (nothing is
+            filled in or left out).
     """
-    check_suffix(output)
+    if len(members) < 2:
+        raise ValueError("an ensemble needs at least two tables")
+    check_output(output, members)
     check_distinct(members)
-    check_overwrites_none(output, members)
-    by_text = any(has_captions(member) for member in members)
-    if not by_text:
-        check_same_captions(members)
-    tables = [read_predictions(member, by_text) for member in members]
+    files = [ScoreFile(member) for member in members]
+    by_text = pairs_by_text(files)
+    tables = [file.predictions(by_text) for file in files]
     pairs = list(dict.fromkeys(pair for table in tables for pair in table))
     for member, table in zip(members, tables, strict=True):
         if missing := [pair for pair in pairs if pair not in table]:
             raise ValueError(
-                f"'{member}' lacks {len(missing)} of {len(pairs)} pairs, among them {shown(missing)}; all members must score "
-                "the same pairs"
+                f"'{member}' lacks {len(missing)} of {len(pairs)} pairs, among them {first_of(missing)}; all members must "
+                "score the same pairs"
             )
-    scores = rank_average(np.array([[table[pair] for pair in pairs] for table in tables]), low, high)
-    rows = ((name, text, score) for (name, text), score in zip(pairs, scores, strict=True))
-    write_scores(output, rows, with_text=by_text)
+    scores = rank_average(np.array([[table[pair] for pair in pairs] for table in tables]))
+    write_scores(output, ((*pair, score) for pair, score in zip(pairs, scores, strict=True)), with_text=by_text)
     return len(pairs), len(pairs) - int((np.unique(scores, return_counts=True)[1] == 1).sum())

@@ -8,10 +8,10 @@ from torch import nn
 from xacle.modeling_xacle import XacleForAlignmentScoring
 
 
-def quantise_linears(scorer: XacleForAlignmentScoring) -> None:
+def quantize_linears(scorer: XacleForAlignmentScoring) -> None:
     """Replace the linear layers of encoder, projector and language model by int8 ones; the score head stays float32.
 
-    Weights get a scale for each output channel, activations one for each call (PyTorch's dynamic quantisation). A row must
+    Weights get a scale for each output channel, activations one for each call (PyTorch's dynamic quantization). A row must
     therefore be computed by itself, or its score would depend on what it is batched with.
 
     Raises:

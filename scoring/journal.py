@@ -15,7 +15,8 @@ from typing import BinaryIO
 
 from xacle.configuration_xacle import XacleConfig
 from xacle.core.clips import HASH_BYTES, file_digest
-from xacle.core.tables import Pair, shortest
+from xacle.core.tables import shortest
+from xacle.scoring.scorer import PairResult
 
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model")
 
@@ -125,11 +126,11 @@ class Journal:
         file.seek(0)
         return file
 
-    def write(self, pair: Pair, score: float | None, error: Exception | str | None = None) -> None:
-        found = {"pred_score": float(shortest(score))} if error is None else {"error": str(error)}
-        self._write({"line": pair.line, "wav_file_name": pair.wav_file_name, **found})
-        if error is None:
-            self.scores[pair.line] = found["pred_score"]
+    def write(self, result: PairResult) -> None:
+        found = {"error": str(result.error)} if result.error is not None else {"pred_score": float(shortest(result.score))}
+        self._write({"line": result.pair.line, "wav_file_name": result.pair.wav_file_name, **found})
+        if result.error is None:
+            self.scores[result.pair.line] = found["pred_score"]
 
     def _write(self, record: dict) -> None:
         self.file.write(json.dumps(record).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""glibc's allocator, told to keep what it has: a batch's tensors are as large as the one's before."""
+"""glibc's allocator, set to keep freed memory: a batch's tensors are as large as those of the batch before."""
 
 import ctypes
 import os

@@ -10,12 +10,12 @@ logger = logging.get_logger(__name__)
 
 
 def save_plot(figure, output: Path) -> None:
-    """Draw a matplotlib figure into a file (png, pdf, svg). Characters that its font lacks are told in one warning."""
-    with warnings.catch_warnings(record=True) as told:
+    """Draw a matplotlib figure into a file (png, pdf, svg). Characters that its font lacks are logged in one warning."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure.savefig(output, dpi=150)
-    glyphs = [re.match(r"Glyph (\d+) .* missing from font\(s\) (.+)\.", str(warning.message)) for warning in told]
-    for warning, glyph in zip(told, glyphs, strict=True):
+    glyphs = [re.match(r"Glyph (\d+) .* missing from font\(s\) (.+)\.", str(warning.message)) for warning in caught]
+    for warning, glyph in zip(caught, glyphs, strict=True):
         if glyph is None:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if lacking := sorted({chr(int(glyph[1])) for glyph in glyphs if glyph}):

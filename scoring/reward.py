@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from transformers.utils import logging
 
 from xacle.audio_xacle import SAMPLING_RATE
+from xacle.core.clips import with_rate
 from xacle.scoring.scorer import Scorer
 
 logger = logging.get_logger(__name__)
@@ -29,9 +29,10 @@ class AlignmentReward:
         model: Folder or Hub id, or a [`Scorer`] that is loaded already.
         device, dtype: See [`Scorer.from_pretrained`].
         sampling_rate: Of clips that are arrays or tensors, in Hz, unless a call says otherwise.
-        fallback: The reward of a clip that cannot be scored (empty, NaN, damaged or missing); each is also warned of. NaN is
-            what TRL turns `None`, its "no reward", into: the clip gets none from this function. Where it is the only reward
-            function, TRL sums nothing to 0, the bottom of the scale. Trainers that do not know NaN need a number, say 0.
+        fallback: The reward of a clip that cannot be scored (empty, NaN, damaged or missing), which also logs a warning. NaN
+            is what TRL turns `None`, its "no reward", into: the clip gets none from this function. Where it is the only
+            reward function, TRL sums nothing to 0, the bottom of the scale. Trainers that do not know NaN need a number,
+            say 0.
         batch_size, window: See [`Scorer.score`].
     """
 
@@ -85,7 +86,7 @@ class AlignmentReward:
         if len(rates) != len(clips):
             raise ValueError(f"pass one sampling_rate, or one a clip, got {len(rates)} for {len(clips)} clips")
         prompts = [_caption(prompt) for prompt in prompts]
-        pairs = [(_with_rate(clip, rate), prompt) for clip, rate, prompt in zip(clips, rates, prompts, strict=True)]
+        pairs = [(with_rate(clip, rate), prompt) for clip, rate, prompt in zip(clips, rates, prompts, strict=True)]
         rewards = []
         for number, result in enumerate(self.scorer.score_each(pairs, self.batch_size, self.window)):
             if result.error is not None:
@@ -105,8 +106,3 @@ def _caption(prompt):
     if not isinstance(content, str) or not content.strip():
         raise ValueError(f"a prompt must be a caption, or messages of which one is a user's text, got {prompt!r:.200}")
     return content
-
-
-def _with_rate(clip, rate):
-    is_array = isinstance(clip, (np.ndarray, torch.Tensor, list, tuple))
-    return {"array": clip, "sampling_rate": rate} if is_array else clip

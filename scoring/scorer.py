@@ -1,8 +1,20 @@
-"""Scoring many pairs: `Scorer` loads a model folder and rates sounds against captions in batches."""
+"""`Scorer`: how well sounds match captions, many pairs at a time, nothing computed twice.
 
+sound --decode, cut, fbank (in worker processes)--> windows --encode, each distinct one once--> audio tokens [100, 896]
+audio tokens and caption --sorted by length--> batches --language model, head--> ratings --mean over windows--> a pair's
+
+A `Pair` goes in, in the `Clip` it shares with the sound's other captions; its `PairResult` comes out.
+"""
+
+import hashlib
 import os
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice, tee
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,15 +22,82 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers.utils import logging
 
+from xacle.core.clips import HASH_BYTES, decode, with_rate
 from xacle.core.loading import DTYPES, check_model_folder, quiet_loading, usable_device
+from xacle.core.tables import Pair, is_unicode
 from xacle.modeling_xacle import XacleForAlignmentScoring
-from xacle.processing_xacle import XacleProcessor
-from xacle.scoring.engine import Clip, Engine, PairResult
-from xacle.scoring.int8 import quantise_linears
+from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
+from xacle.scoring.batching import Batches
+from xacle.scoring.int8 import quantize_linears
 
 logger = logging.get_logger(__name__)
 
+LOOKAHEAD = 4  # batches whose rows are sorted by length together
+REMEMBERED = 64  # windows whose audio tokens (360 kB each at full size) are kept for sounds that come again
 STATIC_LENGTHS = 64  # a compiled language model sees rows of multiples of so many tokens
+
+
+@dataclass(slots=True)
+class Clip:
+    """A sound (whatever `load_waveform` takes) and all pairs that it is part of."""
+
+    audio: object
+    pairs: list[Pair]
+
+
+@dataclass(slots=True)
+class PairResult:
+    """
+    What comes of a pair.
+
+    Args:
+        score: Its rating on the 0-10 scale, `None` if it has none.
+        error: Why it has none.
+        windows: The ratings of the sound's windows, in order of time.
+        samples: The lengths of these windows.
+    """
+
+    pair: Pair
+    score: float | None = None
+    error: Exception | None = None
+    windows: list[float] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Window:
+    """
+    A stretch of at most 10 s of a sound.
+
+    Args:
+        fbank: `[998, 128]`; `None` where an equal window is encoded already, or about to be.
+        samples: Its length.
+        digest: Of its samples.
+        results: Of the clip's pairs, which wait for the window's ratings.
+    """
+
+    fbank: np.ndarray | None
+    samples: int
+    digest: bytes
+    results: list[PairResult] = field(default_factory=list)
+
+
+class Row(NamedTuple):
+    """A row of the language model's batch: a window's audio tokens `[100, 896]`, and the pair whose caption it has."""
+
+    result: PairResult
+    audio: torch.Tensor
+
+
+def load_windows(audio, extractor: XacleFeatureExtractor, window: str) -> list[Window]:
+    """A sound -> its windows, ready to be encoded; only the first with `window="first"`."""
+    waveform = extractor.fetch_audio(with_rate(audio))
+    waveforms = extractor.windows(waveform)[: 1 if window == "first" else None]
+    fbanks = extractor(waveforms, sampling_rate=extractor.sampling_rate, return_tensors="np")["input_features"]
+    return [
+        Window(fbank, len(samples), hashlib.blake2b(samples.tobytes(), digest_size=HASH_BYTES).digest())
+        for fbank, samples in zip(fbanks, waveforms, strict=True)
+    ]
 
 
 def check_sounds(audio: Sequence) -> None:
@@ -75,7 +154,7 @@ class Scorer:
         Args:
             model: Folder or Hub id.
             device: `"cpu"`, `"cuda"`, `"cuda:1"`, `"mps"`...; the best one there is if `None`.
-            dtype: `"float32"`, `"bfloat16"`, `"float16"`, or on a CPU `"int8"` (see [`quantise_linears`]). The fbank and the
+            dtype: `"float32"`, `"bfloat16"`, `"float16"`, or on a CPU `"int8"` (see [`quantize_linears`]). The fbank and the
                 score head stay in float32.
             compiled: See [`Scorer.compile`].
 
@@ -102,7 +181,7 @@ class Scorer:
             logger.warning(f"'{model}' holds weights that a scorer has not, left out: {', '.join(unexpected[:5])}")
         scorer = cls(network.to(device), processor)
         if dtype == "int8":
-            quantise_linears(network)
+            quantize_linears(network)
             scorer.max_batch_size = 1
         if compiled:
             scorer.compile()
@@ -121,7 +200,7 @@ class Scorer:
         Args:
             audio: Sounds, by path, URL, bytes, dict or 16 kHz array. One that is given several times is encoded once.
             text: A caption for each.
-            batch_size: Windows scored at once: a number or `"auto"`, see [`Engine`]. Scores agree to 1e-5 whatever it is.
+            batch_size: Windows scored at once: a number or `"auto"` (see [`Scorer.results`]). Scores agree to 1e-5.
             window: `"mean"` scores clips over 10 s in windows of 10 s and averages by duration; `"first"` only scores the
                 first 10 s, as the authors' code does.
             progress: Whether to show a progress bar.
@@ -131,39 +210,129 @@ class Scorer:
             Ratings on the 0-10 scale `[pairs]`, float32, in the order given.
 
         Raises:
-            The error of the first clip that cannot be scored, see [`load_waveform`]; also those of [`Engine.results`].
+            The error of the first clip that cannot be scored, see [`load_waveform`]; also those of [`Scorer.results`].
         """
         check_sounds(audio)
         if isinstance(text, str) or len(audio) != len(text):
             given = repr(text) if isinstance(text, str) else f"{len(text)} captions"
             raise ValueError(f"pass a list of sounds and a list of as many captions, got {len(audio)} sounds and {given}")
         clips: dict[object, Clip] = {}
-        for pair, (sound, caption) in enumerate(zip(audio, text, strict=True)):
+        for number, (sound, caption) in enumerate(zip(audio, text, strict=True)):
             key = os.fspath(sound) if isinstance(sound, (str, os.PathLike)) else id(sound)
-            clips.setdefault(key, Clip(sound, [])).captions.append((pair, caption))
+            clips.setdefault(key, Clip(sound, [])).pairs.append(Pair(number, sound, caption))
         scores = np.empty(len(text), dtype=np.float32)
-        engine = Engine(self, batch_size, window, workers)
-        for pair, result in tqdm(engine.results(clips.values()), total=len(text), disable=not progress):
+        results = self.results(clips.values(), batch_size, window, workers)
+        for result in tqdm(results, total=len(text), disable=not progress):
             if result.error is not None:
                 raise result.error
-            scores[pair] = result.score
+            scores[result.pair.line] = result.score
         return scores
 
     def score_each(
         self, pairs: Iterable[tuple[object, str]], batch_size: int | str = "auto", window: str = "mean", workers: int = 0
     ) -> Iterator[PairResult]:
-        """Like [`Scorer.score`] for a stream of `(audio, caption)`: a result a pair, in order; a bad clip sinks only itself.
+        """Like [`Scorer.score`] for a stream of `(audio, caption)`: a result a pair, in order; a bad clip fails alone.
 
         The stream is read some batches ahead. Sounds that come again soon are decoded again, but not encoded again.
         """
-        clips = (Clip(audio, [(pair, caption)]) for pair, (audio, caption) in enumerate(pairs))
+        clips = (Clip(audio, [Pair(number, audio, caption)]) for number, (audio, caption) in enumerate(pairs))
         early: dict[int, PairResult] = {}
         done = 0
-        for pair, result in Engine(self, batch_size, window, workers).results(clips):
-            early[pair] = result
+        for result in self.results(clips, batch_size, window, workers):
+            early[result.pair.line] = result
             while done in early:
                 yield early.pop(done)
                 done += 1
+
+    # --- From clips to results -------------------------------------------------------------------------------------------
+
+    def results(
+        self, clips: Iterable[Clip], batch_size: int | str = "auto", window: str = "mean", workers: int = 0
+    ) -> Iterator[PairResult]:
+        """A result for every pair of the clips, in the order they get ready. A bad clip fails alone.
+
+        Args:
+            clips: A stream; it is read some batches ahead.
+            batch_size: Windows encoded, and windows with captions rated, at once: a number, or `"auto"` for 16 on a CPU and
+                128 elsewhere, halved whenever memory is short.
+            window, workers: See [`Scorer.score`].
+
+        Raises:
+            ChildProcessError: if a process that decodes dies.
+            MemoryError: if a batch, with `"auto"` even a single row, does not fit into memory.
+        """
+        if window not in ("mean", "first"):
+            raise ValueError(f"window must be 'mean' or 'first', got {window!r}")
+        batches = Batches(batch_size, self.model.device, self.max_batch_size, self.static_shapes)
+        failed: deque[PairResult] = deque()  # left here by the stages before the rating
+        rows = self._encoded(self._decoded(clips, failed, window, workers), batches)
+        try:
+            while pool := list(islice(rows, LOOKAHEAD * batches.size)):
+                pool.sort(key=lambda row: len(row.result.pair.text))  # a stable sort: a pair's windows stay in order
+                for row, rating in batches.map(self._rated, pool):
+                    result = row.result
+                    result.windows.append(float(rating))
+                    if len(result.windows) == len(result.samples):
+                        average = self.processor.feature_extractor.average_windows(result.windows, result.samples)
+                        result.score = float(average)
+                        yield result
+                while failed:
+                    yield failed.popleft()
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ChildProcessError(
+                f"a process that decodes files died ({error}): was it killed, or memory short? Fewer --workers need less "
+                "memory; with --workers 0 this process decodes"
+            ) from error
+        yield from failed
+
+    def _decoded(self, clips: Iterable[Clip], failed: deque[PairResult], window: str, workers: int) -> Iterator[Window]:
+        """The windows of clips that can be scored, with the results that wait for them; others go to `failed`."""
+        load = partial(load_windows, extractor=self.processor.feature_extractor, window=window)
+        clips, ahead = tee(clips)
+        for windows, clip in zip(decode((clip.audio for clip in ahead), load, workers), clips, strict=True):
+            if isinstance(windows, Exception):
+                failed.extend(PairResult(pair, error=windows) for pair in clip.pairs)
+                continue
+            samples, results = [window.samples for window in windows], []
+            for pair in clip.pairs:
+                if isinstance(pair.text, str) and pair.text.strip() and is_unicode(pair.text):
+                    results.append(PairResult(pair, samples=samples))
+                else:
+                    error = ValueError(f"the caption must be a text, got {pair.text!r}")
+                    failed.append(PairResult(pair, error=error))
+            for window in windows if results else ():
+                window.results = results
+                yield window
+
+    def _encoded(self, windows: Iterable[Window], batches: Batches) -> Iterator[Row]:
+        """A row for each window and each of its captions. Windows wait until a batch of new ones has come together."""
+        remembered: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # digest -> audio tokens
+        waiting, new = [], {}
+        for window in windows:
+            if window.digest not in remembered and window.digest not in new:
+                new[window.digest] = window.fbank
+            window.fbank = None  # `new` holds those that are needed
+            waiting.append(window)
+            if len(new) >= batches.size or len(waiting) >= LOOKAHEAD * batches.size:
+                yield from self._encode_waiting(waiting, new, remembered, batches)
+                waiting, new = [], {}
+        yield from self._encode_waiting(waiting, new, remembered, batches)
+
+    def _encode_waiting(
+        self, waiting: list[Window], new: dict[bytes, np.ndarray], remembered: OrderedDict, batches: Batches
+    ) -> Iterator[Row]:
+        remembered.update(batches.map(lambda digests: self.encode([new[digest] for digest in digests]), list(new)))
+        for window in waiting:
+            remembered.move_to_end(window.digest)
+            for result in window.results:
+                yield Row(result, remembered[window.digest])
+        while len(remembered) > REMEMBERED:
+            remembered.popitem(last=False)
+
+    def _rated(self, rows: list[Row]) -> np.ndarray:
+        return self.rate([row.result.pair.text for row in rows], [row.audio for row in rows])
 
     @torch.inference_mode()
     def encode(self, fbank: Sequence[np.ndarray]) -> torch.Tensor:

@@ -93,10 +93,10 @@ def test_the_command_captions_a_table_that_evaluate_reads(task, captioner, sente
 
 
 def test_scores_of_the_captioner_can_be_evaluated(task, captioner):
-    from xacle.scoring.evaluate import evaluate
+    from xacle.scoring.evaluation import evaluate
 
     folder, metrics = captioner
-    evaluation, _, _ = evaluate(folder / "captions.csv", task.folder / "validation.csv", resamples=0)
+    evaluation = evaluate(folder / "captions.csv", task.folder / "validation.csv", resamples=0)
     assert evaluation.metrics["SRCC"] == pytest.approx(metrics["eval_caption_SRCC"], abs=1e-6)
 
 

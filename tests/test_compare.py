@@ -10,9 +10,9 @@ from scipy import stats
 from test_scoring import command, refusal, write_table
 
 from xacle.demo.tiny_models import CAPTIONS, make_sound
-from xacle.scoring.compare import compare, names_of, write_comparison
-from xacle.scoring.score_table import score_table
+from xacle.scoring.comparison import compare, names_of, write_comparison
 from xacle.scoring.significance import bootstrap_means, holm, interval, paired_test
+from xacle.scoring.table_job import ScoringOptions, score_table
 
 SCORED = ("wav_file_name", "text", "pred_score")
 
@@ -112,7 +112,7 @@ def test_tables_that_score_wrote_are_paired_by_caption(tiny_folder, tmp_path):
             sf.write(tmp_path / f"{system}{number}.wav", make_sound(list(CAPTIONS)[number], 1.0 + 0.1 * number), 16000)
         pairs = [(f"{system}{number}.wav", text) for number, text in enumerate(captions)]
         table = write_table(tmp_path / f"{system}_pairs.csv", pairs, SCORED[:2])
-        score_table(str(tiny_folder), table, tmp_path, tmp_path / f"{system}.csv", device="cpu", with_text=True)
+        score_table(tiny_folder, table, tmp_path, tmp_path / f"{system}.csv", ScoringOptions(device="cpu", with_text=True))
     comparison = compare([tmp_path / "a.csv", tmp_path / "b.csv"])
     assert comparison.paired_by == "caption (text)" and comparison.prompts == 4 and comparison.pairs[0].test.ties == 4
 
@@ -197,8 +197,8 @@ def test_no_table_is_overwritten_or_taken_for_another_pair(systems, tmp_path):
     tables, _ = systems
     content = tables[1].read_text()
     for given, output, message in [
-        (tables[:2], tables[1], "b.csv' would overwrite a table"),
-        ([tmp_path], tmp_path / "b.csv", "b.csv' would overwrite a table"),
+        (tables[:2], tables[1], "b.csv' would overwrite the input"),
+        ([tmp_path], tmp_path / "b.csv", "b.csv' would overwrite the input"),
         ([tmp_path], tmp_path / "new.csv", "would be one of the folder's tables the next time"),
     ]:
         assert message in refusal("compare", *given, "--output", output)

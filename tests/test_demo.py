@@ -19,7 +19,7 @@ from xacle.demo import recipe, systems
 from xacle.demo.corpus import RATED
 from xacle.demo.run import run_demo
 from xacle.demo.settings import Settings
-from xacle.scoring.evaluate import evaluate
+from xacle.scoring.evaluation import evaluate
 
 WITHOUT_NETWORK = """
 import socket, sys
@@ -83,7 +83,7 @@ def test_the_tables_numbers_are_those_of_xacle_evaluate(finished):
     out, _ = finished
     for row in json.loads((out / "results.json").read_text())["table"]:
         for split in ("validation", "test"):
-            found, *_ = evaluate(out / f"results/{split}_{row['key']}.csv", out / f"corpus/meta_data/{split}_average.csv")
+            found = evaluate(out / f"results/{split}_{row['key']}.csv", out / f"corpus/meta_data/{split}_average.csv")
             assert row[split]["value"] == pytest.approx(found.metrics["SRCC"])
             assert (row[split]["low"], row[split]["high"]) == pytest.approx(found.intervals["SRCC"])
 

@@ -1,4 +1,4 @@
-"""The scoring engine and its tables: nothing is computed twice, lost or mixed, and no score depends on how the work is cut."""
+"""Scoring in batches and tables: nothing is computed twice, lost or mixed, and no score depends on how the work is cut."""
 
 import csv
 import json
@@ -16,12 +16,12 @@ import pytest
 import soundfile as sf
 import torch
 
+from xacle.core.clips import Share
 from xacle.core.tables import TableError
 from xacle.demo.tiny_models import make_sound
 from xacle.modeling_beats import BeatsModel
-from xacle.scoring.score_table import score_table
 from xacle.scoring.scorer import Scorer
-from xacle.scoring.shards import Shard
+from xacle.scoring.table_job import ScoringOptions, score_table
 
 CAPTIONS = ["Rain", "Rain falls", "A clock ticks once a second", "A siren rises and falls in pitch, again and again"]
 XACLE = "import sys; from xacle.cli import main; sys.argv[0] = 'xacle'; main()"
@@ -102,7 +102,7 @@ def test_a_sound_is_encoded_once_a_job(scorer, wav_dir, expected, encoded):
 
 
 def test_a_tables_sound_is_encoded_once_under_all_its_names(tiny_folder, table, wav_dir, tmp_path, expected, encoded):
-    score_table(str(tiny_folder), table, wav_dir, tmp_path / "scores.csv", batch_size=4, device="cpu")
+    score_table(tiny_folder, table, wav_dir, tmp_path / "scores.csv", ScoringOptions(batch_size=4, device="cpu"))
     np.testing.assert_allclose(read_scores(tmp_path / "scores.csv"), expected, atol=1e-5)
     assert sum(encoded) == WINDOWS
     assert max(encoded) == 4
@@ -140,7 +140,7 @@ def test_workers_decode_the_same(scorer, wav_dir, expected):
     assert isinstance(results[1].error, FileNotFoundError) and "missing.wav" in str(results[1].error)
 
 
-def test_a_worker_that_dies_is_told(scorer, wav_dir):
+def test_a_worker_that_dies_is_reported(scorer, wav_dir):
     with pytest.raises(ChildProcessError, match=r"a process that decodes files died .*--workers 0"):
         scorer.score([wav_dir / "0.wav", FatalSound(), wav_dir / "1.wav"], ["Rain"] * 3, workers=1)
 
@@ -244,7 +244,7 @@ def test_a_large_table_costs_little_time_and_memory(tiny_folder, tmp_path, monke
     rows = [(f"{number % 300}.wav", "x" * (1 + number % 97)) for number in range(100_000)]
     table, output = write_table(tmp_path / "pairs.csv", rows), tmp_path / "scores.csv"
     start = time.process_time()
-    score_table(str(tiny_folder), table, tmp_path, output, device="cpu")
+    score_table(tiny_folder, table, tmp_path, output, ScoringOptions(device="cpu"))
     assert time.process_time() - start < 60
     assert most < 200  # windows whose audio tokens are held: those that rows wait for, and the remembered ones
     with output.open(newline="") as file:
@@ -268,7 +268,7 @@ def interrupted(tiny_folder, table, wav_dir, tmp_path, monkeypatch):
 
     model = shutil.copytree(tiny_folder, tmp_path / "model")
     arguments = {"model": str(model), "table": table, "audio_dir": wav_dir, "output": tmp_path / "scores.csv"}
-    arguments |= {"batch_size": 4, "device": "cpu"}
+    arguments["options"] = ScoringOptions(batch_size=4, device="cpu")
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "rate", stopping)
         with pytest.raises(KeyboardInterrupt, match=r"in .*scores\.csv\.part: the same command goes on"):
@@ -302,12 +302,12 @@ def test_an_interrupted_job_goes_on(interrupted, expected, rated, tmp_path, caps
     assert sorted(path.name for path in tmp_path.glob("scores*")) == ["scores.csv"]
 
 
-def test_what_changed_is_told_and_scored_anew(interrupted, rated, tmp_path, capsys):
+def test_what_changed_is_reported_and_scored_anew(interrupted, rated, tmp_path, capsys):
     part, old = tmp_path / "scores.csv.part", tmp_path / "scores.csv.part.old"
     content = part.read_bytes()
     model = tmp_path / "model"
     changes = {
-        "window": lambda: interrupted.update(window="first"),
+        "window": lambda: interrupted.update(options=ScoringOptions(batch_size=4, device="cpu", window="first")),
         "table": lambda: write_table(interrupted["table"], [*PAIRS[1:], PAIRS[0]]),
         "model": lambda: (model / "config.json").write_text((model / "config.json").read_text() + " "),
         "sounds": lambda: os.utime(interrupted["audio_dir"] / "0.wav", (1, 1)),
@@ -317,8 +317,8 @@ def test_what_changed_is_told_and_scored_anew(interrupted, rated, tmp_path, caps
         rated.clear()
         change()
         score_table(**interrupted)
-        told = capsys.readouterr().err
-        assert "was of another job" in told and name in told.split("(")[1].split(")")[0]
+        printed = capsys.readouterr().err
+        assert "was of another job" in printed and name in printed.split("(")[1].split(")")[0]
         assert sum(rated) in (len(PAIRS), ROWS)
         assert old.read_bytes() == content
 
@@ -351,7 +351,7 @@ def test_a_killed_command_goes_on(tiny_folder, wav_dir, tmp_path):
 
 def test_a_file_that_is_no_journal_is_kept(tiny_folder, table, wav_dir, tmp_path):
     (tmp_path / "scores.csv.part").write_text("mine")
-    score_table(str(tiny_folder), table, wav_dir, tmp_path / "scores.csv", device="cpu")
+    score_table(tiny_folder, table, wav_dir, tmp_path / "scores.csv", ScoringOptions(device="cpu"))
     assert (tmp_path / "scores.csv.part.old").read_text() == "mine"
 
 
@@ -362,7 +362,7 @@ def test_shards_share_a_table(tiny_folder, table, wav_dir, tmp_path, expected, e
     output = tmp_path / "scores.csv"
     for index in (2, 0, 1):
         assert not output.exists()
-        report = score_table(str(tiny_folder), table, wav_dir, output, device="cpu", shard=Shard(index, 3))
+        report = score_table(tiny_folder, table, wav_dir, output, ScoringOptions(device="cpu", share=Share(index, 3)))
         assert report.unfinished == {2: [0, 1], 0: [1], 1: []}[index]
     assert report.scored == len(PAIRS)
     np.testing.assert_allclose(read_scores(output), expected, atol=1e-5)
@@ -372,13 +372,13 @@ def test_shards_share_a_table(tiny_folder, table, wav_dir, tmp_path, expected, e
 
 def test_shards_of_different_jobs_are_not_merged(tiny_folder, table, wav_dir, tmp_path):
     output = tmp_path / "scores.csv"
-    score_table(str(tiny_folder), table, wav_dir, output, device="cpu", shard=Shard(0, 2))
-    report = score_table(str(tiny_folder), table, wav_dir, output, device="cpu", shard=Shard(1, 2), window="first")
+    score_table(tiny_folder, table, wav_dir, output, ScoringOptions(device="cpu", share=Share(0, 2)))
+    report = score_table(tiny_folder, table, wav_dir, output, ScoringOptions(device="cpu", share=Share(1, 2), window="first"))
     assert report.unfinished == [0] and not output.exists()
-    report = score_table(str(tiny_folder), table, wav_dir, output, device="cpu", shard=Shard(0, 2), window="first")
+    report = score_table(tiny_folder, table, wav_dir, output, ScoringOptions(device="cpu", share=Share(0, 2), window="first"))
     assert report.unfinished == [] and output.exists()
-    with pytest.raises(ValueError, match="2 shards are numbered from 0 to 1, got 2"):
-        Shard(2, 2)
+    with pytest.raises(ValueError, match="2 processes are numbered from 0 to 1, got 2"):
+        Share(2, 2)
 
 
 def test_shards_report_every_bad_sound(tiny_folder, wav_dir, tmp_path):
@@ -387,10 +387,10 @@ def test_shards_report_every_bad_sound(tiny_folder, wav_dir, tmp_path):
     rows = [(str(wav_dir / "0.wav"), "Rain"), ("nan.wav", "Rain"), (str(wav_dir / "1.wav"), "Rain"), ("nan_copy.wav", "Rain")]
     table, output = write_table(tmp_path / "pairs.csv", rows), tmp_path / "scores.csv"
     for index in range(3):
-        arguments = {"device": "cpu", "shard": Shard(index, 4)}
-        score_table(str(tiny_folder), table, tmp_path, output, **arguments)
+        arguments = {"device": "cpu", "share": Share(index, 4)}
+        score_table(tiny_folder, table, tmp_path, output, ScoringOptions(**arguments))
     with pytest.raises(TableError, match=r"the other 2 rows are in") as error:
-        score_table(str(tiny_folder), table, tmp_path, output, device="cpu", shard=Shard(3, 4))
+        score_table(tiny_folder, table, tmp_path, output, ScoringOptions(device="cpu", share=Share(3, 4)))
     assert "line 3: " in str(error.value) and "nan.wav holds NaN" in str(error.value)
     assert "line 5: " in str(error.value) and "nan_copy.wav' holds the same bytes as" in str(error.value)
 
@@ -417,8 +417,8 @@ def test_no_score_depends_on_how_the_work_is_cut(tiny_folder, wav_dir, tmp_path,
     order = np.random.default_rng(batch_size).permutation(len(PAIRS))
     table = write_table(tmp_path / "pairs.csv", [PAIRS[row] for row in order])
     for index in range(shards):
-        arguments = {"batch_size": batch_size, "workers": workers, "shard": Shard(index, shards), "device": "cpu"}
-        score_table(str(tiny_folder), table, wav_dir, tmp_path / "scores.csv", **arguments)
+        arguments = {"batch_size": batch_size, "workers": workers, "share": Share(index, shards), "device": "cpu"}
+        score_table(tiny_folder, table, wav_dir, tmp_path / "scores.csv", ScoringOptions(**arguments))
     with (tmp_path / "scores.csv").open(newline="") as file:
         rows = [(row["wav_file_name"], row["text"], float(row["pred_score"])) for row in csv.DictReader(file)]
     assert [row[:2] for row in rows] == [PAIRS[row] for row in order]

@@ -1,4 +1,4 @@
-"""`xacle evaluate` and `xacle ensemble`: the challenge's numbers, and nothing missing without a word."""
+"""`xacle evaluate` and `xacle ensemble`: the challenge's numbers, and nothing missing silently."""
 
 import csv
 import shutil
@@ -8,8 +8,9 @@ import pytest
 from test_scoring import command, read_scores, refusal, write_table
 
 from xacle.scoring.ensemble import ensemble, rank_average
-from xacle.scoring.evaluate import evaluate, read_ratings
+from xacle.scoring.evaluation import evaluate
 from xacle.scoring.metrics import alignment_metrics, bootstrap_intervals
+from xacle.scoring.score_files import ScoreFile
 
 # --- A second opinion: the definitions of the challenge's evaluator, in plain Python --------------------------------------
 
@@ -96,10 +97,10 @@ def files(tmp_path, panel):
 
 
 def test_files_are_matched_by_name(files, panel, tmp_path):
-    evaluation, scores, means = evaluate(*files, resamples=50)
+    evaluation = evaluate(*files, resamples=50)
     assert evaluation.metrics == alignment_metrics(*panel)
-    np.testing.assert_array_equal(scores, panel[0])
-    np.testing.assert_array_equal(means, panel[1])
+    np.testing.assert_array_equal(evaluation.predictions, panel[0])
+    np.testing.assert_array_equal(evaluation.ratings, panel[1])
     assert evaluation.pairs == 300
     for number, row in enumerate(evaluation.systems.values()):
         chosen = slice(number, None, 3)
@@ -111,7 +112,19 @@ def test_files_are_matched_by_name(files, panel, tmp_path):
 def test_listeners_are_averaged(tmp_path):
     rows = [("a.wav", "x", 4, "l1"), ("b.wav", "y", 8, "l1"), ("a.wav", "x", 7, "l2"), ("b.wav", "y", 9, "l3")]
     path = write_table(tmp_path / "listeners.csv", rows, ("wav_file_name", "text", "score", "listener_id"))
-    assert {name: rating.mean for (name, _), rating in read_ratings(path).items()} == {"a.wav": 5.5, "b.wav": 8.5}
+    assert {name: rating.mean for (name, _), rating in ScoreFile(path).ratings().items()} == {"a.wav": 5.5, "b.wav": 8.5}
+
+
+def test_other_names_of_the_columns_are_read(tmp_path):
+    pairs = [("a.wav", "Rain"), ("a.wav", "A dog"), ("b.wav", "Rain")]
+    scored = write_table(
+        tmp_path / "s.csv", [(*pair, n) for n, pair in enumerate(pairs)], ("path", "caption", "prediction_score")
+    )
+    rated = write_table(
+        tmp_path / "r.csv", [(*pair, 9 - n) for n, pair in enumerate(pairs)], ("file_name", "text", "average_score")
+    )
+    evaluation = evaluate(scored, rated, resamples=0)
+    assert evaluation.pairs == 3 and evaluation.metrics["SRCC"] == pytest.approx(-1)
 
 
 def test_the_command(files, tmp_path, panel):
@@ -137,7 +150,7 @@ def test_the_command(files, tmp_path, panel):
         ("wav_file_name,pred_score\n00000.wav,1\n00000.wav,2\n", "line 3: '00000.wav' is listed twice"),
     ],
 )
-def test_what_is_missing_or_wrong_is_told(files, tmp_path, predictions, message):
+def test_what_is_missing_or_wrong_is_reported(files, tmp_path, predictions, message):
     (tmp_path / "bad.csv").write_text(predictions)
     assert message in refusal("evaluate", tmp_path / "bad.csv", files[1])
 
@@ -149,8 +162,8 @@ def test_ranks_are_averaged_and_scaled():
     scores = rank_average(np.array([[1.0, 2.0, 3.0, 4.0, 5.0], [10.0, 30.0, 20.0, 40.0, 40.0]]))
     mean_ranks = np.array([1.0, 2.5, 2.5, 4.25, 4.75])  # the second member's tie shares rank 4.5
     np.testing.assert_allclose(scores, 10 * (mean_ranks - 1) / 4)
-    monotone = rank_average(np.array([[0.1, 0.2, 0.9], [1.0, 5.0, 6.0]]), low=1, high=5)
-    np.testing.assert_allclose(monotone, [1, 3, 5])
+    monotone = rank_average(np.array([[0.1, 0.2, 0.9], [1.0, 5.0, 6.0]]))
+    np.testing.assert_allclose(monotone, [0, 5, 10])
     with pytest.raises(ValueError, match="finite scores"):
         rank_average(np.array([[1.0, np.nan]]))
 
@@ -174,10 +187,10 @@ def test_the_ensemble_command(tmp_path):
     write_table(tmp_path / "b.csv", [("z.wav", 9), ("x.wav", 8), ("w.wav", 7)], header)
     assert "lacks 1 of 4 pairs, among them w.wav" in refusal("ensemble", first, second, "--output", tmp_path / "e.csv")
     assert "at least two" in refusal("ensemble", first, "--output", tmp_path / "e.csv")
-    assert "would overwrite a table that is read" in refusal("ensemble", first, second, "--output", second)
+    assert "would overwrite the input" in refusal("ensemble", first, second, "--output", second)
 
 
-def test_clips_with_several_captions_are_told_apart_by_them(tmp_path):
+def test_clips_with_several_captions_are_distinguished_by_them(tmp_path):
     def write(name, header, rows):
         with (tmp_path / name).open("w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
@@ -194,8 +207,9 @@ def test_clips_with_several_captions_are_told_apart_by_them(tmp_path):
         ["wav_file_name", "text", "pred_score"],
         [(*pair, score) for pair, score in zip(pairs[::-1], (7, 3, 0, 9), strict=True)],
     )
-    evaluation, scores, means = evaluate(scored, rated, resamples=0)
-    assert evaluation.pairs == 4 and scores.tolist() == [9, 0, 3, 7] and means.tolist() == [9, 1, 2, 8]
+    evaluation = evaluate(scored, rated, resamples=0)
+    assert evaluation.pairs == 4
+    assert evaluation.predictions.tolist() == [9, 0, 3, 7] and evaluation.ratings.tolist() == [9, 1, 2, 8]
     shutil.copy(scored, tmp_path / "copy.csv")
     ensemble([scored, tmp_path / "copy.csv"], tmp_path / "e.csv")
     rows = list(csv.DictReader((tmp_path / "e.csv").open(newline="")))
@@ -208,7 +222,7 @@ def test_clips_with_several_captions_are_told_apart_by_them(tmp_path):
         evaluate(twice, write("u.csv", ["wav_file_name", "average_score"], [("a.wav", 1), ("b.wav", 2)]), resamples=0)
 
 
-# --- Nothing overwritten, nothing left out without a word -----------------------------------------------------------------
+# --- Nothing overwritten, nothing left out silently -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -227,8 +241,8 @@ def test_outputs_are_checked_before_any_work(three, tmp_path):
     contents = scored.read_text(), rated.read_text()
     (tmp_path / "folder.csv").mkdir()
     for arguments, message in [
-        (["evaluate", scored, rated, "--output", tmp_path / "folder.csv/../r.csv"], "r.csv' would overwrite a table"),
-        (["evaluate", scored, rated, "--output", scored], "s.csv' would overwrite a table"),
+        (["evaluate", scored, rated, "--output", tmp_path / "folder.csv/../r.csv"], "r.csv' would overwrite the input"),
+        (["evaluate", scored, rated, "--output", scored], "s.csv' would overwrite the input"),
         (["evaluate", scored, rated, "--output", tmp_path / "m.xlsx"], "must end in .csv"),
         (["evaluate", scored, rated, "--output", tmp_path / "nowhere/m.csv"], "does not exist"),
         (["ensemble", scored, scored, "--output", tmp_path / "folder.csv"], "is a folder; name a file to write"),
@@ -249,13 +263,13 @@ def test_another_caption_is_another_pair(three, tmp_path):
     with pytest.raises(ValueError, match=message):
         ensemble([scored, swapped], tmp_path / "e.csv")
     swapped.write_text(scored.read_text().replace("Rain", "Rain "))
-    assert evaluate(swapped, rated)[0].pairs == 3
+    assert evaluate(swapped, rated).pairs == 3
     columns = write_table(tmp_path / "columns.csv", [("a.wav", "Rain", 1, 2)], ("wav_file_name", "text", "pred_score", "text"))
     with pytest.raises(ValueError, match=r"columns\.csv', line 1: the column text occurs twice"):
         evaluate(columns, rated)
 
 
-def test_what_is_left_out_or_off_the_scale_is_told(three, tmp_path):
+def test_what_is_left_out_or_off_the_scale_is_warned_of(three, tmp_path):
     scored, rated = three
     scored.write_text(scored.read_text() + "d.wav,Wind,4\ne.wav,Wind,5\n")
     rated.write_text(rated.read_text().replace(",6", ",60"))

@@ -9,7 +9,7 @@ import torch
 from test_scoring import command, refusal
 
 from xacle.demo.tiny_models import CAPTIONS, make_sound
-from xacle.scoring.explain import explain, explanation_plot, without_each_phrase, without_each_word
+from xacle.scoring.explanation import explain, explanation_plot, without_each_phrase, without_each_word
 from xacle.scoring.scorer import Scorer
 
 EVENT = 32000  # samples, 2 s
@@ -22,7 +22,7 @@ def clip(first: str | None, second: str | None) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def trained(processor) -> Scorer:
-    """A tiny scorer trained for some seconds to tell, by the caption, whether siren or rain are to be heard anywhere."""
+    """A tiny scorer trained for some seconds to decide, by the caption, whether siren or rain occur anywhere."""
     from xacle.demo.tiny_models import tiny_config
     from xacle.modeling_xacle import XacleForAlignmentScoring
 
@@ -120,7 +120,7 @@ def test_all_panels_of_the_plot_have_one_scale(tmp_path, monkeypatch):
     assert "speaks for the match" in figure.legends[0].get_texts()[0].get_text()
 
 
-def test_a_font_without_the_caption_is_told_once(tmp_path, transformers_log, recwarn):
+def test_a_font_without_the_caption_is_warned_of_once(tmp_path, transformers_log, recwarn):
     explanation_plot(tmp_path / "explain.png", explain(RainStub(), make_sound("rain", 2.0), "\u72ac\u304c \u5420\u3048\u308b"))
     (record,) = transformers_log.records
     assert "explain.png' shows boxes for \u3048\u304c\u308b\u5420\u72ac: the font DejaVu Sans lacks them" in record.message
@@ -163,7 +163,10 @@ def test_the_command(tiny_folder, tmp_path):
     [
         (["--text", "Rain", "--segment", "0.1"], "Invalid value for '--segment'"),
         (["--text", "Rain", "--plot", "explain.wav"], "must end in .png or .pdf or .svg"),
-        (["--text", "Rain", "--plot", "nowhere/explain.png"], "the folder of 'nowhere/explain.png' does not exist"),
+        (
+            ["--text", "Rain", "--plot", "nowhere/explain.png"],
+            "'nowhere/explain.png' cannot be written: its folder does not exist",
+        ),
         (["--text", " "], "the caption is empty"),
     ],
 )

@@ -12,7 +12,8 @@ import torch
 
 from xacle.core.clips import Share, hash_clips
 from xacle.demo.tiny_models import CAPTIONS, make_sound
-from xacle.train.feature_cache import CHUNK, FeatureCache, UndecodableClipsError, cache_features, compute_features
+from xacle.train.clip_features import CHUNK, UndecodableClipsError, cache_features, compute_features
+from xacle.train.feature_cache import FeatureCache
 
 
 @pytest.fixture
@@ -182,9 +183,9 @@ def test_lost_features_are_not_read(tmp_path):
 
 def test_an_interrupted_cache_goes_on_with_the_same_numbers(clips, encoder, processor, tmp_path, monkeypatch):
     whole = cache_features("audio_states", clips, processor, tmp_path / "whole", encoder)
-    from xacle.train import feature_cache
+    from xacle.train import clip_features
 
-    compute, calls = feature_cache.compute_features, []
+    compute, calls = clip_features.compute_features, []
 
     def interrupted(*args):
         calls.append(1)
@@ -192,10 +193,10 @@ def test_an_interrupted_cache_goes_on_with_the_same_numbers(clips, encoder, proc
             raise KeyboardInterrupt
         return compute(*args)
 
-    monkeypatch.setattr(feature_cache, "compute_features", interrupted)
+    monkeypatch.setattr(clip_features, "compute_features", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache_features("audio_states", clips, processor, tmp_path / "cache", encoder)
-    monkeypatch.setattr(feature_cache, "compute_features", compute)
+    monkeypatch.setattr(clip_features, "compute_features", compute)
     encoder.encoded = 0
     resumed = cache_features("audio_states", clips, processor, tmp_path / "cache", encoder)
     assert encoder.encoded == 8  # the last, shorter chunk
@@ -227,7 +228,7 @@ def test_two_processes_share_the_work(clips, processor, tmp_path):
     assert hashed == [20, 20]  # no clip is read twice
 
 
-def test_a_cache_that_is_not_shared_is_told(clips, processor, tmp_path):
+def test_a_cache_that_is_not_shared_is_reported(clips, processor, tmp_path):
     class Elsewhere(Share):  # another machine, whose share never shows up in this folder
         def gather(self, item):
             if isinstance(item, dict) and item and isinstance(next(iter(item.values())), str):

@@ -135,3 +135,13 @@ def test_edges():
         XacleFeatureExtractor(sampling_rate=48000)
     with pytest.raises(ValueError, match="no audio was given"):
         extractor([])
+
+
+def test_windows_are_averaged_by_duration():
+    samples = [len(window) for window in extractor.windows(np.zeros(400000, dtype=np.float32))]
+    scores = torch.tensor([[1.0, 8.0], [2.0, 4.0], [7.0, 0.0]])  # of three windows with two captions
+    average = extractor.average_windows(scores, samples)
+    assert average.dtype == np.float32
+    np.testing.assert_allclose(average, [0.4 * 1 + 0.4 * 2 + 0.2 * 7, 0.4 * 8 + 0.4 * 4], rtol=1e-6)
+    assert extractor.average_windows([1.0, 2.0, 7.0], samples) == average[0]
+    assert extractor.average_windows([np.float32(0.1)], samples[:1]) == np.float32(0.1)

@@ -99,7 +99,7 @@ def test_the_rows_of_stage_2(teacher, captions, tmp_path, embedded):
     table = read_table(tmp_path / "labels.csv", tmp_path / "wav", "pseudo_label")
     assert len(table) == 94 and len(table.clips) == 12 and len(table.captions) == 20
     np.testing.assert_allclose(table.labels, [5 + 5 * float(row["clap_score"]) for row in rows], rtol=1e-6)
-    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob("*.rejected.csv"))
+    assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob("*.rejected.csv"))
 
 
 def test_the_second_time_nothing_is_embedded(teacher, captions, tmp_path, embedded):
@@ -157,7 +157,7 @@ def test_a_killed_job_goes_on_where_it_was(teacher, captions, tmp_path, embedded
     arguments = [teacher.model.config.name_or_path, str(captions)]
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    (tmp_path / "labels.csv.part").write_text("wav_file_name,text\nhalf a ro")
+    (tmp_path / "labels.csv.1.tmp").write_text("wav_file_name,text\nhalf a ro")
     embedded.update(clips=0, captions=0)
     label(teacher, captions)
     assert embedded == {"clips": 3, "captions": 20}  # two batches of four were there
@@ -172,10 +172,10 @@ def test_no_negatives_and_one_side_only(teacher, captions, tmp_path):
         assert {row["text"] for row in negatives} == {true["text"]}
 
 
-def test_rows_that_cannot_be_labelled(teacher, captions, tmp_path):
+def test_rows_that_cannot_be_labeled(teacher, captions, tmp_path):
     data = (tmp_path / "wav/clip, 5.wav").read_bytes()
     nan = np.full(2000, np.nan, np.float32)
-    sf.write(tmp_path / "wav/clip, 5.wav", nan, 16000, subtype="FLOAT")  # which no header tells
+    sf.write(tmp_path / "wav/clip, 5.wav", nan, 16000, subtype="FLOAT")  # which no header shows
     with captions.open("a") as file:
         file.write("missing.wav,noise\nclip 1.wav,\n")
     with pytest.raises(TableError, match=r"cannot be used: 2\n.*line 26: no audio file at .*\n.*line 27: no caption"):
@@ -187,17 +187,17 @@ def test_rows_that_cannot_be_labelled(teacher, captions, tmp_path):
     assert not any("clip, 5" in row["wav_file_name"] for row in read_rows(tmp_path / "labels.csv"))
 
     write_table(captions, [("clip, 5.wav", "noise"), ("clip, 1.wav", "clicks")])
-    with pytest.raises(TableError, match=r"cannot be labelled: 1\n.*line 2: .*NaN.*\nnothing was labelled; .* --on-error skip"):
+    with pytest.raises(TableError, match=r"cannot be labeled: 1\n.*line 2: .*NaN.*\nnothing was labeled; .* --on-error skip"):
         label(teacher, captions, negatives_per_pair=1)
     write_table(captions, [("clip, 5.wav", "noise")])
-    with pytest.raises(TableError, match="no row can be labelled"):
+    with pytest.raises(TableError, match="no row can be labeled"):
         label(teacher, captions, on_error="skip")
     (tmp_path / "wav/clip, 5.wav").write_bytes(data)
     with pytest.raises(ValueError, match=r"1 pairs of 1 clips and 1 captions have 0 distinct mismatched pairs"):
         label(teacher, captions)
 
 
-def test_wrong_arguments_are_told_before_any_work(teacher, captions, tmp_path, embedded):
+def test_wrong_arguments_are_reported_before_any_work(teacher, captions, tmp_path, embedded):
     for name, options, message in (
         ("labels.txt", {}, r"must end in \.csv or \.jsonl"),
         ("captions.csv", {}, "would overwrite the input"),
@@ -241,7 +241,7 @@ table = PairTable(
     source="", clips=[f"{n:05}.wav" for n in range(clips)], audio=[], captions=[f"a sound of kind {n}" for n in range(clips)],
     clip_index=(chosen // clips).astype(np.int32), caption_index=(chosen % clips).astype(np.int32), lines=np.arange(pairs),
 )
-negatives = draw_negatives(table.clip_index, table.caption_index, table.captions, 2.9)
+negatives = draw_negatives(table.clip_index, table.caption_index, table.captions, negatives_per_pair=2.9)
 write_pseudo_labels(Path(sys.argv[1]), table, negatives, *embeddings)
 peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]  # ru_maxrss would count the parent's
 print(pairs + len(negatives), peak)

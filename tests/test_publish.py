@@ -1,4 +1,4 @@
-"""Publishing: what is uploaded, under which licence, what the card claims; and the round trip over a Hub of our own."""
+"""Publishing: what is uploaded, under which license, what the card claims; and the round trip over a Hub of our own."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def trained(task, model, tmp_path_factory):
     return folder, metrics
 
 
-# --- Licences ------------------------------------------------------------------------------------------------------------
+# --- Licenses ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,14 @@ def test_a_teachers_license_follows_its_pseudo_labels(task, model, tmp_path):
     M2dClapModel(M2dClapConfig(audio_config=audio, text_config=text)).save_pretrained(tmp_path / "m2d")
     M2dClapProcessor(M2dClapFeatureExtractor(), BertTokenizer(str(vocabulary))).save_pretrained(tmp_path / "m2d")
     labels, cache = tmp_path / "labels.csv", tmp_path / "cache"
-    pseudo_label(tmp_path / "m2d", task.folder / "train_captions.csv", labels, task.folder / "wav", 1, feature_cache=cache)
+    pseudo_label(
+        tmp_path / "m2d",
+        task.folder / "train_captions.csv",
+        labels,
+        task.folder / "wav",
+        negatives_per_pair=1,
+        feature_cache=cache,
+    )
 
     options = {"model_name_or_path": model, "train_file": labels, "validation_file": None, "max_steps": 1}
     stage2_pseudo_labels.main(task.arguments(tmp_path / "stage2", **options))
@@ -176,7 +183,7 @@ def test_a_trained_folder_is_uploaded_without_the_rest_of_its_run(trained):
     assert not (folder / "README.md").exists()
 
 
-def test_what_a_checkpoint_measured_is_told_of_the_checkpoint(trained):
+def test_a_checkpoints_card_has_what_that_checkpoint_measured(trained):
     folder = max(trained[0].glob("checkpoint-*"))
     results = ModelCard(prepare(folder, "me/model").card).data.eval_results
     [found] = [
@@ -205,7 +212,7 @@ def test_shards_are_uploaded_and_must_all_be_there(model, tmp_path):
         (lambda folder: shutil.rmtree(folder), "no model folder at"),
         (lambda folder: (folder / "config.json").unlink(), "no complete model folder: it has no config.json"),
         (lambda folder: edit_json(folder / "config.json", model_type="bert"), "of type 'bert'"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "--lora_output merged"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "--lora-output merged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "it has no tokenizer.json"),
         (lambda folder: (folder / "processor_config.json").unlink(), "it has no processor_config.json"),
@@ -290,7 +297,7 @@ def test_the_cards_metadata_is_valid_and_measured(trained):
     assert "widget" not in metadata and "datasets" not in metadata
 
 
-def test_the_card_tells_how_the_weights_came_about(trained, task):
+def test_the_card_has_how_the_weights_came_about(trained, task):
     folder, metrics = trained
     text = prepare(folder, "me/my-scorer").card
     config = json.loads((folder / "config.json").read_text())
@@ -563,12 +570,12 @@ def test_stage_3_pushes_itself(hub, task, model, tmp_path):
     ("options", "message"),
     [
         ({"hub_license": "mine"}, "knows no license"),
-        ({"hub_strategy": "checkpoint"}, "--hub_strategy must be end or every_save"),
+        ({"hub_strategy": "checkpoint"}, "--hub-strategy must be end or every_save"),
         ({"hub_model_id": "a/b/c"}, "no name on the Hub"),
-        ({"lora_r": 2, "lora_output": "adapter"}, "--lora_output merged"),
+        ({"lora_r": 2, "lora_output": "adapter"}, "--lora-output merged"),
     ],
 )
-def test_what_cannot_be_pushed_is_told_before_training(task, model, tmp_path, monkeypatch, options, message):
+def test_what_cannot_be_pushed_is_reported_before_training(task, model, tmp_path, monkeypatch, options, message):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     settings = {"model_name_or_path": model, "push_to_hub": "true", "hub_model_id": "tester/none", **options}
     with pytest.raises(ValueError, match=message):
@@ -576,7 +583,7 @@ def test_what_cannot_be_pushed_is_told_before_training(task, model, tmp_path, mo
     assert not list((tmp_path / "run").glob("*"))
 
 
-def test_an_unreachable_hub_is_told_before_training_and_costs_no_trained_model(task, model, tmp_path, monkeypatch, caplog):
+def test_an_unreachable_hub_is_reported_before_training_and_costs_no_trained_model(task, model, tmp_path, monkeypatch, caplog):
     """The address is one where nobody listens; pushing a checkpoint is not worth the run."""
     nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_XET": "1"}
     home = tmp_path / "home"
@@ -591,7 +598,7 @@ def test_an_unreachable_hub_is_told_before_training_and_costs_no_trained_model(t
     with pytest.raises(OSError, match="offline"):
         stage3_ratings.main(task.arguments(tmp_path / "run", **options))
     assert not list((tmp_path / "run").glob("*.safetensors"))
-    monkeypatch.setattr("xacle.train.trainer.create_repo", lambda *args: "me/model")
+    monkeypatch.setattr("xacle.publish.trainer_mixin.create_repo", lambda *args: "me/model")
     options = {**options, "hub_strategy": "every_save", "save_strategy": "steps", "save_steps": 1, "eval_strategy": "no"}
     options |= {"load_best_model_at_end": "false"}
     with caplog.at_level("WARNING"), pytest.raises(OSError, match=r"The model is in '.*': publish it with `xacle push`"):

@@ -8,7 +8,7 @@ import soundfile as sf
 from test_scoring import command, refusal
 
 from xacle.demo.tiny_models import make_sound
-from xacle.scoring.rank import best_of_n
+from xacle.scoring.ranking import best_of_n
 from xacle.scoring.scorer import Scorer
 
 TEXT = "Rain falls steadily on a roof"
@@ -86,7 +86,7 @@ def test_a_folder_is_ranked(tiny_folder, scorer, takes, tmp_path):
     assert [line.split(maxsplit=2)[2] for line in lines] == order
 
 
-def test_bad_files_are_told_and_the_others_ranked(tiny_folder, takes, tmp_path):
+def test_bad_files_are_reported_and_the_others_ranked(tiny_folder, takes, tmp_path):
     (takes / "broken.wav").write_bytes(b"RIFF this is no sound")
     arguments = ("rank", "--model", tiny_folder, "--text", TEXT, takes, "missing.wav", "--output", tmp_path / "ranked.csv")
     result = command(*arguments, cwd=tmp_path)

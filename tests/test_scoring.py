@@ -17,6 +17,7 @@ from conftest import GOLDEN
 from typer.testing import CliRunner
 
 from xacle.cli import app
+from xacle.core.columns import FILE_COLUMNS, TEXT_COLUMNS
 from xacle.core.tables import read_pairs, shortest, write_problems
 from xacle.demo.tiny_models import make_sound
 from xacle.modeling_xacle import XacleForConditionalGeneration
@@ -118,7 +119,7 @@ def test_every_length_scores(scorer, seconds):
     assert np.isfinite(scorer.score([make_sound("rain", seconds)], ["Rain"])).all()
 
 
-def test_one_bad_clip_sinks_only_itself(scorer, wav_dir):
+def test_one_bad_clip_fails_alone(scorer, wav_dir):
     pairs = [(wav_dir / "rain.wav", "Rain"), (wav_dir / "missing.wav", "Rain"), (wav_dir / "long.wav", "Rain")]
     no_captions = [(wav_dir / "rain.wav", caption) for caption in (None, " ", "a\ud800b")]
     results = list(scorer.score_each(pairs + no_captions, batch_size=2))
@@ -251,11 +252,20 @@ def test_a_table(tiny_folder, scorer, wav_dir, tmp_path, suffix):
         assert output.read_text().startswith("wav_file_name,text,pred_score")  # a clip has several captions here
 
 
-def test_the_readme_spelling_and_files_beside_the_table(tiny_folder, wav_dir):
+def test_the_readmes_column_name_and_files_beside_the_table(tiny_folder, wav_dir):
     table = write_table(wav_dir / "pairs.csv", [("Rain falls", "rain.wav")], header=("text", "wave_file_name"))
     result = command("score", "--model", tiny_folder, "--input", table, "--output", wav_dir / "scores.csv")
     assert result.returncode == 0, result.stderr
     assert [name for name, _ in read_scores(wav_dir / "scores.csv")] == ["rain.wav"]
+
+
+@pytest.mark.parametrize("file_column", FILE_COLUMNS)
+@pytest.mark.parametrize("text_column", TEXT_COLUMNS)
+def test_every_name_of_a_column_is_read(wav_dir, tmp_path, file_column, text_column):
+    table = write_table(tmp_path / "pairs.csv", [("rain.wav", "Rain"), ("siren.ogg", "")], header=(file_column, text_column))
+    (pair,), (problem,) = read_pairs(table, wav_dir)
+    assert (pair.line, pair.wav_file_name, pair.text, pair.audio) == (2, "rain.wav", "Rain", wav_dir / "rain.wav")
+    assert problem.reason == f"no caption for 'siren.ogg'; fill in the {text_column} column"
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +283,7 @@ def bad_table(tmp_path_factory, wav_dir):
     return write_table(folder / "pairs.csv", rows)
 
 
-def test_everything_wrong_with_a_table_is_told_at_once(tiny_folder, bad_table, tmp_path):
+def test_everything_wrong_with_a_table_is_reported_at_once(tiny_folder, bad_table, tmp_path):
     result = command("score", "--model", tiny_folder, "--input", bad_table, "--output", tmp_path / "scores.csv")
     assert result.returncode == 1
     assert "rows that cannot be scored: 6" in result.stderr
@@ -301,7 +311,7 @@ def test_skipping_scores_the_good_rows_and_lists_the_others(tiny_folder, bad_tab
         rejected = list(csv.DictReader(file))
     assert [int(row["line"]) for row in rejected] == [3, 4, 5, 6, 7, 8, 9]
     assert "NaN" in rejected[4]["reason"]
-    assert (rejected[0]["wav_file_name"], rejected[0]["text"]) == ("missing.wav", "Rain")  # ready to be mended
+    assert (rejected[0]["wav_file_name"], rejected[0]["text"]) == ("missing.wav", "Rain")  # ready to be fixed
     _, again = read_pairs(tmp_path / "scores.csv.rejected.csv", bad_table.parent)
     write_problems(tmp_path / "again.csv", again)  # of rows that were rejected before
     with (tmp_path / "again.csv").open(newline="") as file:
@@ -378,7 +388,7 @@ def test_outputs_that_would_do_harm_are_refused_before_any_work(wav_dir, tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("wav_file_name,caption\nrain.wav,Rain\n", "needs the column text"),
+        ("wav_file_name,words\nrain.wav,Rain\n", "needs the column text or caption"),
         ("wav_file_name;text\nrain.wav;Rain\n", "separated by semicolons; save it with commas"),
         ('wav_file_name,text\nrain.wav,"Rain\nmore,more\n', "is a quote opened and never closed"),
         (b"wav_file_name,text\nrain.wav,caf\xe9\n", "save it as UTF-8"),
@@ -454,7 +464,7 @@ def test_help_is_quick_and_complete():
         assert words in result.stdout
     assert command("--version").stdout.strip()[0].isdigit()
     training = command("train", "ratings", "--help").stdout
-    assert training.index("--train_file STR") < training.index("--learning_rate FLOAT") and "{adamw_torch" not in training
+    assert training.index("--train-file STR") < training.index("--learning-rate FLOAT") and "{adamw_torch" not in training
     typed = {"_XACLE_COMPLETE": "complete_bash", "COMP_WORDS": "xacle train r", "COMP_CWORD": "2"}
     completion = subprocess.run(COMMAND, capture_output=True, text=True, env={**PLAIN, **typed})
     assert completion.stdout.split() == ["ratings"]

@@ -30,7 +30,11 @@ from xacle.scoring.scorer import Scorer
 
 SPACE = ROOT / "space"
 HAS_GRADIO = find_spec("gradio") is not None
-needs_gradio = pytest.mark.skipif(not HAS_GRADIO, reason="gradio is not installed: `make test-space`")
+
+
+def integration(test):
+    """Marks a test that needs gradio, which `make test-integration` installs."""
+    return pytest.mark.integration(pytest.mark.skipif(not HAS_GRADIO, reason="gradio is not installed")(test))
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +242,7 @@ def test_the_command_says_what_is_missing():
     assert expected in message and "[train]" not in message
 
 
-@needs_gradio
+@integration
 def test_examples_that_are_not_there_are_refused(tmp_path):
     from app import main
 
@@ -250,7 +254,7 @@ def test_examples_that_are_not_there_are_refused(tmp_path):
             main(["--model", "x", "--examples", str(tmp_path)])
 
 
-@needs_gradio
+@integration
 def test_a_taken_port_is_refused():
     from app import main
 
@@ -262,7 +266,7 @@ def test_a_taken_port_is_refused():
         main(["--model", "x", "--port", "70000"])
 
 
-@needs_gradio
+@integration
 def test_a_private_model_needs_a_token(hub, tmp_path):
     Store(hub.folder).create("tester/page", private=True)
     message = refused("--model", "tester/page", env=hub.env(tmp_path, token=None))
@@ -274,9 +278,7 @@ def test_a_private_model_needs_a_token(hub, tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    if not HAS_GRADIO:
-        pytest.skip("gradio is not installed: `make test-space`")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: `make test-space`")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     installed = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with playwright.sync_playwright() as driver:
         try:
@@ -344,6 +346,7 @@ def fits(page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@integration
 def test_an_example_is_ranked_with_one_click(visit):
     page = visit()
     page.get_by_text("Dog and rain").click()
@@ -357,6 +360,7 @@ def test_an_example_is_ranked_with_one_click(visit):
     assert fits(page)
 
 
+@integration
 def test_a_long_sound_on_a_phone_in_the_dark(visit, long_sound):
     page = visit(390, color_scheme="dark")
     page.set_input_files("#sound input[type=file]", long_sound)
@@ -375,6 +379,7 @@ def test_a_long_sound_on_a_phone_in_the_dark(visit, long_sound):
     assert fits(page)
 
 
+@integration
 def test_problems_are_told_in_the_page(visit, tmp_path):
     page = visit(390)
     page.click("#rate")

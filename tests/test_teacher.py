@@ -1,4 +1,4 @@
-"""CLAP teachers: the same sound and caption always get the same score, and ratings teach a teacher what people hear."""
+"""CLAP teachers: the same sound and caption always get the same score, and training on ratings makes it agree with them."""
 
 import csv
 import json
@@ -56,7 +56,7 @@ def tiny_clap_tokenizer():
 
 
 def tiny_clap(fusion=True, seed=0):
-    """A `ClapModel` of 60K random weights that hears 1 s at 48 kHz, and its processor."""
+    """A `ClapModel` of 60K random weights of 1 s inputs at 48 kHz, and its processor."""
     text = {
         "vocab_size": 100,
         "hidden_size": 32,
@@ -220,7 +220,7 @@ def test_an_m2d_clap_is_a_teacher_too(tmp_path):
     assert all(name.startswith(PROJECTION_PREFIXES["m2d_clap"]) for name in trained)
 
 
-def test_wrong_folders_are_told(clap_folder, tiny_folder, tmp_path):
+def test_wrong_folders_are_reported(clap_folder, tiny_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no CLAP folder at 'no/such/folder'"):
         ClapEncoder.from_pretrained("no/such/folder")
     (tmp_path / "empty").mkdir()
@@ -258,7 +258,7 @@ def test_the_loss_is_the_formula_of_the_docstring():
     generator = np.random.default_rng(0)
     audio, text = (generator.standard_normal((5, 8)) for _ in range(2))
     audio, text = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (audio, text))
-    ratings = np.array([0.0, 2.5, 7.25, 10.0, 10.5])  # a standardised rating can leave its scale
+    ratings = np.array([0.0, 2.5, 7.25, 10.0, 10.5])  # a standardized rating can leave its scale
     scale_a, scale_t, margin, zero, n = 3.0, 7.0, 0.05, -0.5, 5
     c, w, y = audio @ text.T, np.clip(ratings / 10, 0, 1), zero + (1 - zero) * ratings / 10
     wsce = mae = mse = pairwise = 0.0
@@ -390,14 +390,14 @@ def test_two_processes_train_as_one(clap_folder, ratings, tmp_path):
 def test_a_clip_of_several_pairs_is_decoded_and_encoded_once(teacher, ratings, monkeypatch):
     loaded = []
     monkeypatch.setattr(teacher.front_end, "load", lambda audio: loaded.append(audio) or np.zeros(4800, np.float32))
-    examples = [{"clip": clip, "audio": f"{clip}.wav", "text": "noise", "label": 5.0} for clip in (7, 3, 7)]
+    examples = [{"clip": clip, "audio": f"{clip}.wav", "text": "noise", "score": 5.0} for clip in (7, 3, 7)]
     batch = TeacherCollator(teacher.front_end)(examples)
     assert loaded == ["7.wav", "3.wav"] and len(batch["input_features"]) == 2
     assert batch["audio_index"].tolist() == [0, 1, 0] and batch["labels"].tolist() == [5.0] * 3
 
 
 def test_a_run_without_a_model_or_table_is_refused(clap_folder, ratings, tmp_path):
-    with pytest.raises(ValueError, match="pass --model_name_or_path"):
+    with pytest.raises(ValueError, match="pass --model-name-or-path"):
         main(["--train_file", "x.csv", "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"])
     arguments = command_line(clap_folder, ratings, tmp_path / "run", per_device_train_batch_size=400)
     with pytest.raises(ValueError, match=r"320 training pairs in .* do not fill one batch of 400"):
@@ -420,6 +420,6 @@ def test_an_m2d_clap_is_not_uploaded_without_the_flag(ratings, tmp_path, monkeyp
     M2dClapProcessor(M2dClapFeatureExtractor(), tokenizer).save_pretrained(tmp_path / "m2d")
     arguments = command_line(tmp_path / "m2d", ratings, tmp_path / "run", push_to_hub="true", hub_model_id="someone/something")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    with pytest.raises(ValueError, match=r"(?s)EVALUATION.*--accept_license true"):
+    with pytest.raises(ValueError, match=r"(?s)EVALUATION.*--accept-license true"):
         main(arguments)
     assert not list((tmp_path / "run").glob("*"))

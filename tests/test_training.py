@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,19 +10,21 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from datasets import Audio, Dataset
 from safetensors.torch import load_file
 from scipy import stats
-from transformers import AutoModel, AutoTokenizer, Qwen2ForCausalLM
+from transformers import AutoModel, AutoTokenizer, Qwen2ForCausalLM, TrainingArguments
 
 from xacle.configuration_xacle import XacleConfig
 from xacle.conversion.beats import convert_beats
 from xacle.modeling_beats import BeatsForAudioClassification
 from xacle.modeling_xacle import XacleForAlignmentScoring, XacleForConditionalGeneration, XacleModel
+from xacle.processing_xacle import XacleProcessor
 from xacle.scoring.calibration import fit_affine
 from xacle.scoring.scorer import Scorer
 from xacle.train import stage1_captioning, stage2_pseudo_labels, stage3_ratings
-from xacle.train.collate import PairCollator
-from xacle.train.token_rows import train_token_rows
+from xacle.train.batches import PairCollator
+from xacle.train.lora_and_freezing import special_token_ids, train_token_rows
 from xacle.train.trainer import AlignmentTrainer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -223,6 +226,84 @@ def test_a_model_is_put_together_from_beats_and_a_language_model(task, tmp_path)
     assert not torch.equal(after, before) and torch.allclose(after, before, atol=0.01)
 
 
+# --- In a notebook -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_notebook_of_the_guide_trains_a_scorer(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(task.folder / "model", "xacle-tmu")
+    for name, clip in (("dog", 0), ("rain", 1)):
+        shutil.copy(task.folder / "wav" / f"{clip}.wav", f"{name}.wav")
+    page = (Path(__file__).parents[1] / "docs/train.md").read_text()
+    [code] = re.findall(r"## In a notebook\n.*?```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(code, {})
+    before, after = weights(tmp_path / "xacle-tmu"), weights(tmp_path / "notebook-scorer")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any("audio_tower" in name for name in changed)
+    assert np.isfinite(Scorer.from_pretrained("notebook-scorer").score(["dog.wav"], ["A dog barks"])).all()
+
+
+@pytest.fixture
+def pairs(task):
+    """The training table as a plain dataset's columns."""
+    with (task.folder / "ratings.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    files = [str(task.folder / "wav" / row["wav_file_name"]) for row in rows]
+    return {"audio": files, "text": [row["text"] for row in rows], "score": [float(row["average_score"]) for row in rows]}
+
+
+def notebook_trainer(task, output_dir, pairs, **options):
+    settings = {"max_steps": 2, "per_device_train_batch_size": 8, "logging_steps": 1, "learning_rate": 1e-4, "use_cpu": True}
+    arguments = TrainingArguments(str(output_dir), disable_tqdm=True, save_strategy="no", **settings)
+    model = XacleForAlignmentScoring.from_pretrained(task.folder / "model")
+    processor = XacleProcessor.from_pretrained(task.folder / "model")
+    return AlignmentTrainer(model, arguments, train_dataset=pairs, processing_class=processor, **options)
+
+
+def test_every_form_of_a_plain_dataset_trains_alike(task, pairs, tmp_path):
+    files = Dataset.from_dict(pairs)
+    sounds = [{"array": sf.read(file, dtype="float32")[0], "sampling_rate": 16000} for file in pairs["audio"]]
+    datasets = {
+        "files": files,
+        "features": files.cast_column("audio", Audio()),
+        "stored": files.map(lambda pair: {"audio": {"bytes": Path(pair["audio"]).read_bytes(), "path": None}}),
+        "list": [dict(zip(pairs, values, strict=True)) for values in zip(*pairs.values(), strict=True)],
+        "arrays": [
+            {"audio": sound, "text": text, "score": score}
+            for sound, text, score in zip(sounds, pairs["text"], pairs["score"], strict=True)
+        ],
+    }
+    found = {}
+    for name, dataset in datasets.items():
+        trainer = notebook_trainer(task, tmp_path / name, dataset, eval_dataset=dataset)
+        trainer.train()
+        found[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert -1 <= trainer.evaluate()["eval_SRCC"] <= 1
+    for name, losses_of_form in found.items():
+        assert len(losses_of_form) == 2 and losses_of_form == pytest.approx(found["files"], abs=1e-4), name
+
+
+def test_a_last_list_of_one_pair_is_left_out(task, pairs, tmp_path):
+    odd = Dataset.from_dict({name: values[:9] for name, values in pairs.items()})
+    trainer = notebook_trainer(task, tmp_path / "run", odd)
+    assert len(trainer.get_train_dataloader()) == 1
+    trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": None}, "train_dataset has no column score; it has audio, text"),
+        ({"audio": None, "text": None}, "train_dataset has no column audio or text; it has score"),
+        ({"score": [5.0] * 30 + [73.0, 1.0]}, r"train_dataset, row 30: score must be a number from 0 to 10, got 73\.0"),
+    ],
+)
+def test_a_plain_dataset_that_cannot_be_used_is_refused(change, message, task, pairs, tmp_path):
+    columns = {name: values for name, values in {**pairs, **change}.items() if values is not None}
+    with pytest.raises(ValueError, match=message):
+        notebook_trainer(task, tmp_path / "run", Dataset.from_dict(columns))
+
+
 # --- LoRA and freezing -------------------------------------------------------------------------------------------------------
 
 
@@ -308,7 +389,7 @@ def test_token_rows_get_the_gradient_they_would_have_in_the_whole_table(make_sco
     inputs = processor(text=["Rain", "A dog barks"])
     inputs["audio_states"] = torch.randn(2, 100, 48, generator=torch.Generator().manual_seed(0))
     model = make_scorer().eval()
-    rows = [getattr(model.config, name) for name in model.config.special_token_names]
+    rows = special_token_ids(model.config)
     table = model.get_input_embeddings().weight
     whole = model(**inputs, labels=torch.tensor([2.0, 8.0])).loss
     (gradient,) = torch.autograd.grad(whole, [table])
@@ -352,7 +433,7 @@ def test_a_compiled_model_sees_one_shape_and_learns_the_same(stage, table, optio
 
 
 def test_a_used_output_folder_is_not_overwritten(task, stage3):
-    with pytest.raises(FileExistsError, match="--resume_from_checkpoint last"):
+    with pytest.raises(FileExistsError, match="--resume-from-checkpoint last"):
         stage3_ratings.main(task.arguments(stage3[0]))
 
 
@@ -377,9 +458,9 @@ def test_resuming_with_other_settings_is_refused_and_leaves_the_record_alone(tas
     arguments = task.arguments(tmp_path / "run", num_train_epochs=1)
     stage3_ratings.main(arguments)
     record = (tmp_path / "run" / "run.json").read_text()
-    changes = (["--learning_rate", "0.25"], ["--lora_r", "2"], ["--seed", "7"], ["--num_train_epochs", "3.0"])
-    for change in (*changes, ["--warmup_steps", "3.0"], ["--max_grad_norm", "0.5"]):
-        with pytest.raises(ValueError, match=rf"cannot be continued: .*{change[0][2:]}: .*, now {change[1]}"):
+    changes = (["--learning-rate", "0.25"], ["--lora-r", "2"], ["--seed", "7"], ["--num-train-epochs", "3.0"])
+    for change in (*changes, ["--warmup-steps", "3.0"], ["--max-grad-norm", "0.5"]):
+        with pytest.raises(ValueError, match=rf"cannot be continued: .*{change[0]}: .*, now {change[1]}"):
             stage3_ratings.main([*arguments, "--resume_from_checkpoint", "last", *change])
     assert (tmp_path / "run" / "run.json").read_text() == record
 
@@ -473,27 +554,27 @@ def test_clips_that_only_fail_in_decoding_are_named_before_training(cache, task,
     [
         ({"per_device_train_batch_size": 64}, "32 training pairs in .* do not fill one batch of 64"),
         ({"per_device_train_batch_size": 1}, "a list needs at least two pairs"),
-        ({"train_file": None}, "pass --train_file"),
-        ({"model_name_or_path": None}, "pass --model_name_or_path, or --audio_encoder and --language_model"),
+        ({"train_file": None}, "pass --train-file"),
+        ({"model_name_or_path": None}, "pass --model-name-or-path, or --audio-encoder and --language-model"),
         ({"model_name_or_path": "nowhere/at/all"}, "no model folder at"),
         ({"model_config": "{broken"}, "must be JSON"),
         ({"model_config": '{"projector_type": "mlp"}'}, "projector_type"),
         ({"validation_file": "TRAIN"}, "16 of 16 validation clips are also trained on"),
-        ({"model_config": '{"temperature": 0.5}'}, "--model_config: XacleConfig has no field temperature"),
-        ({"model_config": '{"text_config": {}}'}, "--model_config: text_config come"),
+        ({"model_config": '{"temperature": 0.5}'}, "--model-config: XacleConfig has no field temperature"),
+        ({"model_config": '{"text_config": {}}'}, "--model-config: text_config come"),
         ({"train_file": "EQUAL"}, r"all labels of '.*equal\.csv' are equal \(7\.0\): nothing can be ranked"),
-        ({"validation_audio_dir": "nowhere"}, r"is the audio folder right\? It is 'nowhere' \(--validation_audio_dir\)"),
+        ({"validation_audio_dir": "nowhere"}, r"is the audio folder right\? It is 'nowhere' \(--validation-audio-dir\)"),
         ({"resume_from_checkpoint": "nowhere"}, "no checkpoint at 'nowhere'"),
         ({"metric_for_best_model": "loss"}, "must be one of SRCC, LCC, KTAU, MSE"),
-        ({"report_to": "wandb"}, "--report_to wandb: .*wandb"),
-        ({"learning_rate": "fast"}, "invalid float value: 'fast'"),
-        ({"learning_ratee": 1}, "--learning_ratee is no argument of xacle train ratings; did you mean --learning_rate"),
+        ({"report_to": "wandb"}, "--report-to wandb: .*wandb"),
+        ({"learning_rate": "fast"}, "argument --learning-rate: invalid float value: 'fast'"),
+        ({"learning_ratee": 1}, "--learning_ratee is no argument of xacle train ratings; did you mean --learning-rate"),
         ({"lora_r": 2, "freeze_language_model": "true"}, "LoRA decides what is trained"),
-        ({"feature_cache": __file__}, "--feature_cache '.*' cannot be made: File exists"),
-        ({"output_dir": __file__}, "--output_dir '.*' cannot be made: File exists"),
+        ({"feature_cache": __file__}, "--feature-cache '.*' cannot be made: File exists"),
+        ({"output_dir": __file__}, "--output-dir '.*' cannot be made: File exists"),
     ],
 )
-def test_mistakes_are_told_before_any_training(options, message, task, tmp_path):
+def test_mistakes_are_reported_before_any_training(options, message, task, tmp_path):
     equal = task.folder / "equal.csv"
     rows = (task.folder / "ratings.csv").read_text().splitlines()
     equal.write_text("\n".join([rows[0], *(row.rpartition(",")[0] + ",7" for row in rows[1:])]))
@@ -505,8 +586,6 @@ def test_mistakes_are_told_before_any_training(options, message, task, tmp_path)
 
 
 def test_a_config_file_stands_between_the_stages_defaults_and_the_command_line(task, tmp_path):
-    from transformers import TrainingArguments
-
     from xacle.train.arguments import CONFIGS, DataArguments, RankingArguments, parse_arguments
 
     config = tmp_path / "mine.yaml"
@@ -516,7 +595,7 @@ def test_a_config_file_stands_between_the_stages_defaults_and_the_command_line(t
     assert isinstance(training, TrainingArguments) and training.learning_rate == 2e-4 and data.train_file == "mine.csv"
     assert (ranking.freq_mask_width, ranking.time_mask_width, training.num_train_epochs) == (7, 30, 150)
     config.write_text("on_error: Skip\n")  # argparse itself checks the command line only
-    with pytest.raises(ValueError, match="on_error must be one of stop, skip, got 'Skip'"):
+    with pytest.raises(ValueError, match="--on-error must be one of stop, skip, got 'Skip'"):
         parse_arguments(["--config", str(config)], CONFIGS / "ratings.yaml", DataArguments, RankingArguments)
     config.write_text("learningrate: 1\n")
     with pytest.raises(ValueError, match="sets 'learningrate', which is no argument; did you mean 'learning_rate'"):

@@ -32,7 +32,7 @@ def write_csv(path, header, *rows):
     return path
 
 
-def test_ratings_in_every_format_and_spelling_give_the_same_table(tmp_path, wav):
+def test_ratings_in_every_format_and_under_every_column_name_give_the_same_table(tmp_path, wav):
     from datasets import Dataset
 
     rows = [("a.wav", "Rain", 3.25), ("b.wav", "Rain, hard", 10), ("a.wav", "A dog", 0)]
@@ -87,7 +87,7 @@ def test_pseudo_labels_are_put_on_the_scale_of_ratings_and_captions_have_no_labe
     assert read_table(table, wav, "caption").labels is None
 
 
-def test_everything_wrong_with_a_table_is_told_at_once(tmp_path, wav):
+def test_everything_wrong_with_a_table_is_reported_at_once(tmp_path, wav):
     (wav / "broken.wav").write_bytes(b"no sound")
     table = write_csv(
         tmp_path / "ratings.csv",
@@ -114,14 +114,14 @@ def test_everything_wrong_with_a_table_is_told_at_once(tmp_path, wav):
         "quotes",
     ):
         assert part in str(error.value)
-    with pytest.raises(TableError, match="1 labels are off their scale, which leaving rows out does not mend"):
+    with pytest.raises(TableError, match="1 labels are off their scale, which leaving rows out does not fix"):
         read_table(table, wav, on_error="skip")
     table.write_text(table.read_text().replace("73", "none"))
     kept = read_table(table, wav, on_error="skip")
     assert len(kept) == 1 and len(kept.problems) == 7
 
 
-def test_other_scales_and_separators_and_folders_are_pointed_at(tmp_path, wav, transformers_log, caplog):
+def test_other_scales_and_separators_and_folders_are_reported(tmp_path, wav, transformers_log, caplog):
     header = "wav_file_name,text,average_score"
     read_table(write_csv(tmp_path / "five.csv", header, ("a.wav", "Rain", 1), ("b.wav", "Rain", 5)), wav)
     assert "run from 1 to 5; if their scale is not 0 to 10" in caplog.text
@@ -151,7 +151,7 @@ def test_listeners_ratings_are_averaged_a_pair(tmp_path, wav):
     assert (table.clip_index.tolist(), table.caption_index.tolist()) == ([0, 1, 0], [0, 0, 1])
 
 
-def test_screening_drops_ratings_nobody_comes_close_to_and_tells_about_lost_pairs(tmp_path, wav):
+def test_screening_drops_ratings_nobody_comes_close_to_and_reports_lost_pairs(tmp_path, wav):
     rows = [
         ("a.wav", "Rain", 1, "x"),
         ("a.wav", "Rain", 6, "y"),

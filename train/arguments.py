@@ -1,9 +1,10 @@
-"""What a training script is told: the stage's own defaults <- `--config FILE.yaml` <- the command line."""
+"""The arguments of a training script: the stage's own defaults <- `--config FILE.yaml` <- the command line."""
 
 import argparse
 import copy
 import dataclasses
 import difflib
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 from transformers.trainer_utils import HubStrategy
+
+from xacle.core.clips import Share
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -26,10 +29,10 @@ class ModelArguments:
         default=None, metadata={"help": "Folder or Hub id of a Xacle model to go on from, of whatever stage."}
     )
     audio_encoder: str | None = field(
-        default=None, metadata={"help": "Without model_name_or_path: BEATs, as written by `xacle convert beats`."}
+        default=None, metadata={"help": "Without --model-name-or-path: BEATs, as written by `xacle convert beats`."}
     )
     language_model: str | None = field(
-        default=None, metadata={"help": "Without model_name_or_path: the language model, e.g. Qwen/Qwen2.5-0.5B-Instruct."}
+        default=None, metadata={"help": "Without --model-name-or-path: the language model, e.g. Qwen/Qwen2.5-0.5B-Instruct."}
     )
     model_config: str | None = field(
         default=None,
@@ -39,7 +42,7 @@ class ModelArguments:
     freeze_language_model: bool = field(default=False, metadata={"help": "Leave the language model as it is."})
     freeze_token_embeddings: bool = field(
         default=False,
-        metadata={"help": "Leave the token embeddings as they are, but for the four special tokens': cheaper optimiser steps."},
+        metadata={"help": "Leave the token embeddings as they are, but for the four special tokens': cheaper optimizer steps."},
     )
     lora_r: int = field(default=0, metadata={"help": "Rank of LoRA adapters in the language model; 0 trains it whole."})
     lora_alpha: int | None = field(default=None, metadata={"help": "LoRA's alpha; twice the rank by default."})
@@ -62,8 +65,10 @@ class DataArguments:
 
     train_file: str | None = field(default=None, metadata={"help": "Table of training pairs (.csv, .jsonl, datasets folder)."})
     validation_file: str | None = field(default=None, metadata={"help": "Table of validation pairs."})
-    audio_dir: str | None = field(default=None, metadata={"help": "Folder of train_file's sounds; the table's own by default."})
-    validation_audio_dir: str | None = field(default=None, metadata={"help": "The same for validation_file."})
+    audio_dir: str | None = field(
+        default=None, metadata={"help": "Folder of --train-file's sounds; the table's own by default."}
+    )
+    validation_audio_dir: str | None = field(default=None, metadata={"help": "Folder of --validation-file's sounds."})
     on_error: str = field(
         default="stop",
         metadata={"help": "Rows that cannot be used: stop, or skip and list them in a file.", "choices": ["stop", "skip"]},
@@ -105,10 +110,14 @@ class RankingArguments:
     freq_mask_width: int = field(default=0, metadata={"help": "SpecAugment: mel bins (paper, stage 3: 15)."})
     time_mask_width: int = field(default=0, metadata={"help": "SpecAugment: frames (paper, stage 3: 30)."})
 
+    def config_fields(self) -> dict:
+        """The fields of [`XacleConfig`] to set."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """Those of transformers, and what publishing with `--push_to_hub` needs to know besides."""
+    """Those of transformers, and what publishing with `--push-to-hub` needs besides."""
 
     hub_strategy: HubStrategy | str = field(
         default="end",
@@ -120,8 +129,13 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     accept_license: bool = field(
         default=False,
-        metadata={"help": "You may publish under the licences of what the weights derive from; pushing asks for it."},
+        metadata={"help": "You may publish under the licenses of what the weights derive from; pushing asks for it."},
     )
+
+    @property
+    def share(self) -> Share:
+        """This process' share of work that all of the run's processes do together."""
+        return Share(self.process_index, self.world_size)
 
 
 # The best checkpoint must have been saved when it was evaluated: who sets the one moves the other.
@@ -136,15 +150,20 @@ TABLES = {
 }
 
 
+def option(name: str) -> str:
+    """An argument's name as it is typed: `train_file` -> `--train-file`."""
+    return f"--{name.replace('_', '-')}"
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Names each argument once, without its twin with hyphens, and no default where there is none."""
+    """Names each argument once, with hyphens, and no default where there is none."""
 
     def _format_action_invocation(self, action):
-        shown = copy.copy(action)
-        shown.option_strings = action.option_strings[:1]
+        named_once = copy.copy(action)
+        named_once.option_strings = action.option_strings[-1:]
         if action.choices and len(action.choices) > MAX_CHOICES:
-            shown.metavar = "NAME"
-        return super()._format_action_invocation(shown)
+            named_once.metavar = "NAME"
+        return super()._format_action_invocation(named_once)
 
     def _get_default_metavar_for_optional(self, action):
         kind = getattr(action.type, "__name__", "value")
@@ -152,12 +171,13 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action):
         if action.option_strings[0].startswith("--no_"):
-            return f"Turn --{action.dest} off."
+            return f"Turn {option(action.dest)} off."
         return action.help if action.default is None else super()._get_help_string(action)
 
 
 class _Parser(HfArgumentParser):
     def error(self, message: str):
+        message = re.sub(r"--\w+/(--[\w-]+)", r"\1", message)  # both spellings of an option
         raise ValueError(f"{message} (`{self.prog} --help` explains all arguments)")
 
     def format_help(self) -> str:
@@ -196,7 +216,7 @@ def parse_arguments(argv: list[str] | None, stage_config: Path, *kinds: type) ->
     defaults = _read_config(stage_config, known)
     chosen = _Parser(add_help=False, allow_abbrev=False)
     for name in ("config", *FOLLOWERS, *FOLLOWERS.values()):
-        chosen.add_argument(f"--{name}")
+        chosen.add_argument(*dict.fromkeys((f"--{name}", option(name))))
     chosen = vars(chosen.parse_known_args(argv)[0])
     config = {} if chosen["config"] is None else _read_config(Path(chosen["config"]), known)
     for leader, follower in FOLLOWERS.items():
@@ -206,18 +226,18 @@ def parse_arguments(argv: list[str] | None, stage_config: Path, *kinds: type) ->
     parser.set_defaults(**{**defaults, **config})
     *parsed, _, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     for word in unknown:
-        close = difflib.get_close_matches(word.lstrip("-").partition("=")[0], known, n=1)
-        hint = f"; did you mean --{close[0]}?" if close else f"; `{command} --help` lists all"
+        close = difflib.get_close_matches(word.lstrip("-").partition("=")[0].replace("-", "_"), known, n=1)
+        hint = f"; did you mean {option(close[0])}?" if close else f"; `{command} --help` lists all"
         raise ValueError(f"{word} is no argument of {command}{hint}")
     for group in parsed[:-1]:
         for argument in dataclasses.fields(group):
             choices, value = argument.metadata.get("choices"), getattr(group, argument.name)
             if choices and value not in choices:  # argparse does not check what comes from a config
-                raise ValueError(f"{argument.name} must be one of {', '.join(choices)}, got {value!r}")
+                raise ValueError(f"{option(argument.name)} must be one of {', '.join(choices)}, got {value!r}")
     training = parsed[-1]
     if getattr(parsed[0], "lora_r", 0) and training.push_to_hub:
         if parsed[0].lora_output == "adapter":
-            raise ValueError("--push_to_hub publishes whole models, not adapters: choose --lora_output merged")
+            raise ValueError("--push-to-hub publishes whole models, not adapters: choose --lora-output merged")
         training.hub_strategy = HubStrategy.END  # checkpoints hold adapters
     return tuple(parsed)
 

@@ -1,4 +1,4 @@
-"""The model a stage trains: loaded, or put together from BEATs and a language model; frozen in parts; with LoRA."""
+"""The model a stage trains: loaded, or put together from BEATs and a language model."""
 
 import json
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from xacle.core.provenance import merge_sources, sources_of
 from xacle.modeling_beats import BeatsModel
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 from xacle.train.arguments import ModelArguments
-from xacle.train.token_rows import train_token_rows
+from xacle.train.lora_and_freezing import check_lora, freeze
 
 logger = logging.get_logger(__name__)
 
@@ -36,34 +36,20 @@ def build_model(
     if arguments.model_name_or_path is None:
         if arguments.audio_encoder is None or arguments.language_model is None:
             raise ValueError(
-                "pass --model_name_or_path, or --audio_encoder and --language_model to put a new model together "
+                "pass --model-name-or-path, or --audio-encoder and --language-model to put a new model together "
                 "(BEATs from `xacle convert beats`, Qwen/Qwen2.5-0.5B-Instruct)"
             )
-        if arguments.lora_r and arguments.lora_output == "adapter":
-            raise ValueError("--lora_output adapter leaves a new model's other weights nowhere: choose merged")
     elif arguments.audio_encoder is not None or arguments.language_model is not None:
-        raise ValueError("--audio_encoder and --language_model make a new model: leave out --model_name_or_path or them")
-    frozen_too = arguments.freeze_language_model or arguments.freeze_token_embeddings
-    if arguments.lora_r and (frozen_too or not fields["freeze_audio_encoder"]):
-        raise ValueError(
-            "LoRA decides what is trained: --lora_r goes with none of --freeze_language_model, --freeze_token_embeddings and "
-            "--freeze_audio_encoder false"
-        )
+        raise ValueError("--audio-encoder and --language-model make a new model: leave out --model-name-or-path or them")
+    check_lora(arguments, fields["freeze_audio_encoder"])
     try:
         if arguments.model_name_or_path is None:
             model, processor = assemble(model_class, arguments.audio_encoder, arguments.language_model, **fields)
         else:
             model, processor = _load(model_class, arguments.model_name_or_path, fields)
     except StrictDataclassError as error:
-        raise ValueError(f"--model_config: {error}") from error
-    if not model.config.freeze_audio_encoder:
-        # Processes that skip different layers wait for each other's gradients forever.
-        model.config.audio_config.layerdrop = model.base_model.audio_tower.config.layerdrop = 0.0
-    language_model = model.base_model.language_model
-    if arguments.freeze_language_model:
-        language_model.requires_grad_(False)
-    elif arguments.freeze_token_embeddings:
-        train_token_rows(model, [getattr(model.config, name) for name in XacleConfig.special_token_names])
+        raise ValueError(f"--model-config: {error}") from error
+    freeze(model, arguments)
     return model, processor
 
 
@@ -71,13 +57,13 @@ def _config_fields(given: str | dict | None) -> dict:
     try:
         fields = json.loads(given) if isinstance(given, str) else given or {}
     except json.JSONDecodeError as error:
-        raise ValueError(f"--model_config must be JSON such as '{{\"projector_depth\": 2}}': {error}") from error
+        raise ValueError(f"--model-config must be JSON such as '{{\"projector_depth\": 2}}': {error}") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"--model_config must be a JSON object, got {given}")
+        raise ValueError(f"--model-config must be a JSON object, got {given}")
     if unknown := fields.keys() - XacleConfig().to_dict().keys():
-        raise ValueError(f"--model_config: XacleConfig has no field {', '.join(sorted(unknown))}")
+        raise ValueError(f"--model-config: XacleConfig has no field {', '.join(sorted(unknown))}")
     if parts := fields.keys() & XacleConfig.sub_configs.keys():
-        raise ValueError(f"--model_config: {', '.join(sorted(parts))} come with the audio encoder and the language model")
+        raise ValueError(f"--model-config: {', '.join(sorted(parts))} come with the audio encoder and the language model")
     return fields
 
 
@@ -86,7 +72,7 @@ def _load(model_class, name: str, fields: dict) -> tuple[PreTrainedModel, XacleP
     config = XacleConfig.from_pretrained(name)
     fields = {"weight_sources": sources_of(config.to_dict(), "scorer", name), **fields}
     config = XacleConfig.from_dict({**config.to_dict(), **fields})
-    with quiet_loading():  # what is missing or left over is judged here
+    with quiet_loading():  # missing weights are reported below
         model, loaded = model_class.from_pretrained(name, config=config, dtype="float32", output_loading_info=True)
     if missing := [key for key in sorted(loaded["missing_keys"]) if not key.startswith(("score_head.", "lm_head."))]:
         raise ValueError(f"'{name}' lacks {', '.join(missing)}")
@@ -145,32 +131,8 @@ def assemble(
 
 @contextmanager
 def _named(name: str):
-    """Say which model it is that cannot be loaded."""
+    """Name the model that cannot be loaded."""
     try:
         yield
     except (OSError, ValueError) as error:
         raise ValueError(f"'{name}' cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def add_lora(model: PreTrainedModel, arguments: ModelArguments):
-    """Wrap the model in a `PeftModel`: adapters in the language model; projector, head and special-token rows trained whole."""
-    from peft import LoraConfig, get_peft_model
-
-    embeddings = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
-    config = LoraConfig(
-        r=arguments.lora_r,
-        lora_alpha=arguments.lora_alpha or 2 * arguments.lora_r,
-        lora_dropout=arguments.lora_dropout,
-        target_modules=rf".*language_model\..*\.({'|'.join(arguments.lora_target_modules)})",
-        modules_to_save=[name for name in ("multi_modal_projector", "score_head") if _has_module(model, name)],
-        trainable_token_indices={embeddings: [getattr(model.config, name) for name in XacleConfig.special_token_names]},
-    )
-    adapted = get_peft_model(model, config)
-    base = arguments.model_name_or_path
-    if base is not None and Path(base).is_dir():  # the adapter must find its base from anywhere
-        adapted.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
-    return adapted
-
-
-def _has_module(model: PreTrainedModel, name: str) -> bool:
-    return any(path.split(".")[-1] == name for path, _ in model.named_modules())

@@ -1,4 +1,4 @@
-"""Tables to train on: read and checked before any work, each clip and each caption held once.
+"""What is trained on: tables, read and checked before any work, each clip and each caption held once; plain datasets.
 
 Ratings have `average_score` (or `score` and `listener_id`, see listeners.py), pseudo-labels `clap_score`, captions neither.
 """
@@ -10,7 +10,17 @@ import numpy as np
 from tqdm import tqdm
 from transformers.utils import logging
 
-from xacle.core.columns import AVERAGE_COLUMNS, FILE_COLUMNS, LABEL_COLUMNS, LISTENER_COLUMNS, PSEUDO_LABEL_COLUMNS, column_of
+from xacle.core.columns import (
+    AVERAGE_COLUMNS,
+    FILE_COLUMNS,
+    LABEL_COLUMNS,
+    LISTENER_COLUMNS,
+    LISTENER_ID_COLUMNS,
+    PSEUDO_LABEL_COLUMNS,
+    TEXT_COLUMNS,
+    column_of,
+    find_column,
+)
 from xacle.core.tables import (
     Problem,
     TableError,
@@ -20,11 +30,16 @@ from xacle.core.tables import (
     open_table,
     pair_problem,
     shortest,
+    write_problems,
 )
 from xacle.modeling_xacle import RATING_CENTER, RATING_HALF_RANGE
+from xacle.train.arguments import TrainingArguments
 from xacle.train.listeners import ListenerRating, pair_ratings
 
 logger = logging.get_logger(__name__)
+
+FILE, TEXT, LISTENER_ID = FILE_COLUMNS[0], TEXT_COLUMNS[0], LISTENER_ID_COLUMNS[0]
+AUDIO, SCORE = "audio", "score"  # with `text`, the columns of a plain dataset
 
 
 @dataclass
@@ -34,7 +49,7 @@ class PairTable:
 
     Args:
         source: The table's name, for messages.
-        clips: Names of the distinct clips, as the table spells them.
+        clips: Names of the distinct clips, as they are in the table.
         audio: For each, what `load_waveform` takes: a path, URL, bytes or `datasets` dict.
         captions: The distinct captions.
         clip_index, caption_index: `[pairs]` int32, into `clips` and `captions`.
@@ -80,7 +95,7 @@ class PairTable:
 
     def _row(self, pair: int) -> dict:
         """A pair as a row of a table."""
-        row = {"wav_file_name": self.clips[self.clip_index[pair]], "text": self.captions[self.caption_index[pair]]}
+        row = {FILE: self.clips[self.clip_index[pair]], TEXT: self.captions[self.caption_index[pair]]}
         if self.labels is not None:
             label = self.labels[pair]
             if self.label_column in PSEUDO_LABEL_COLUMNS:
@@ -99,7 +114,7 @@ class _StoredSound:
         return False
 
     def read(self) -> bytes:
-        return self.dataset[self.row]["audio"]["bytes"]
+        return self.dataset[self.row][AUDIO]["bytes"]
 
 
 class _Numbering(dict):
@@ -114,10 +129,11 @@ def read_table(
     source,
     audio_dir: str | Path | None = None,
     label: str = "rating",
+    *,
     on_error: str = "stop",
     listener_screening: float | None = None,
     listener_standardization: bool = False,
-    audio_dir_option: str = "--audio_dir",
+    audio_dir_option: str = "--audio-dir",
 ) -> PairTable:
     """
     Args:
@@ -138,19 +154,17 @@ def read_table(
         raise ValueError(f"label must be one of {', '.join(LABEL_COLUMNS)}, got {label!r}")
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
-    name, rows, folder, stored = open_table(source)
-    audio_dir = folder if audio_dir is None else Path(audio_dir)
-    if audio_dir is None:
-        audio_dir = Path()
-    reader = _Reader(name, label, audio_dir, stored)
-    for line, row in tqdm(rows, desc=f"reading {Path(name).name}", unit=" rows", delay=2):
+    opened = open_table(source)
+    name, audio_dir = opened.name, Path(audio_dir or opened.folder or "")
+    reader = _Reader(name, label, audio_dir, opened.stored)
+    for line, row in tqdm(opened.rows, desc=f"reading {Path(name).name}", unit=" rows", delay=2):
         reader.add(line, row)
     table = reader.finish(listener_screening, listener_standardization)
     if reader.off_scale and on_error == "skip":
-        advice = f"{reader.off_scale} labels are off their scale, which leaving rows out does not mend; rescale the column"
+        advice = f"{reader.off_scale} labels are off their scale, which leaving rows out does not fix; rescale the column"
         raise TableError(name, table.problems, advice, use="used")
     if table.problems and on_error == "stop":
-        advice = "nothing was done; mend them, or leave them out (--on_error skip)"
+        advice = "nothing was done; fix them, or leave them out (--on-error skip)"
         if reader.off_scale:
             advice = "nothing was done; rescale the column"
         if not len(table):
@@ -171,6 +185,15 @@ def _warn_about_range(table: PairTable, label: str) -> None:
         )
 
 
+def write_rejected(table: PairTable, training: TrainingArguments, name: str) -> None:
+    """Write the rows of a table that were left out to `<output_dir>/rejected_<name>.csv`, and log it."""
+    if table.problems and training.process_index == 0:
+        path = Path(training.output_dir) / f"rejected_{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_problems(path, table.problems)
+        logger.warning(f"{len(table.problems)} rows of {table.source} are left out, listed with reasons in {path}")
+
+
 def check_labels(table: PairTable) -> None:
     """Raise `ValueError` if all labels are equal, which ranks nothing."""
     if table.labels is not None and len(table) > 1 and table.labels.min() == table.labels.max():
@@ -184,7 +207,7 @@ class _Reader:
     def __init__(self, name: str, label: str, audio_dir: Path, stored):
         self.name, self.label, self.audio_dir, self.stored = name, label, audio_dir, stored
         self.label_columns = LABEL_COLUMNS[label]
-        self.file_column = self.label_column = None
+        self.file_column = self.text_column = self.label_column = None
         self.columns: set[str] = set()
         self.off_scale = 0
         self.clips, self.captions = _Numbering(), _Numbering()
@@ -195,27 +218,28 @@ class _Reader:
         self.problems: list[Problem] = []
 
     def add(self, line: int, row: dict) -> None:
-        if self.file_column is None or (self.label_columns and self.label_column is None):
+        if None in (self.file_column, self.text_column) or (self.label_columns and self.label_column is None):
             self._find_columns(row)
-        value, reason = 0.0, pair_problem(row, self.file_column or FILE_COLUMNS[0])
+        value, reason = 0.0, pair_problem(row, self.file_column or FILE, self.text_column or TEXT)
         if reason is None and self.label_columns:
             value, reason = self._label(row)
-        if reason is None and self._per_listener and row.get("listener_id") in (None, ""):
-            reason = "no listener_id"
+        if reason is None and self._per_listener and row.get(LISTENER_ID) in (None, ""):
+            reason = f"no {LISTENER_ID}"
         if reason is None:
             clip = self._clip(line, row)
             reason = self.clip_problems[clip]
         if reason is None and self.label == "rating":
-            first = self.first_line.setdefault((clip, self.captions[row["text"]]), line)
+            first = self.first_line.setdefault((clip, self.captions[row[self.text_column]]), line)
             if first != line and not self._per_listener:
                 reason = f"'{row[self.file_column]}' with this caption has a mean rating on line {first} already"
         if reason is not None:
-            self.problems.append(Problem(line, reason, {name: value for name, value in row.items() if name != "audio"}))
+            written = {name: value for name, value in row.items() if name != AUDIO or isinstance(value, str)}
+            self.problems.append(Problem(line, reason, written))
         elif self._per_listener:
-            pair = (clip, self.captions[row["text"]])
-            self.listener_ratings.append(ListenerRating(pair, str(row["listener_id"]), value))
+            pair = (clip, self.captions[row[self.text_column]])
+            self.listener_ratings.append(ListenerRating(pair, str(row[LISTENER_ID]), value))
         else:
-            self._keep(clip, self.captions[row["text"]], value, line)
+            self._keep(clip, self.captions[row[self.text_column]], value, line)
 
     def _keep(self, clip: int, caption: int, label: float, line: int) -> None:
         self.clip_index.append(clip)
@@ -230,8 +254,9 @@ class _Reader:
     def _find_columns(self, row: dict) -> None:
         """Look for the columns that no row had so far: in JSONL, rows may lack some."""
         self.columns.update(name for name in row if name is not None)
-        self.file_column = next((name for name in FILE_COLUMNS if name in self.columns), None)
-        self.label_column = next((name for name in self.label_columns if name in self.columns), None)
+        self.file_column = find_column(self.columns, FILE_COLUMNS)
+        self.text_column = find_column(self.columns, TEXT_COLUMNS)
+        self.label_column = find_column(self.columns, self.label_columns)
         if self.label_column:
             self.label = "pseudo_label" if self.label_column in PSEUDO_LABEL_COLUMNS else "rating"
 
@@ -239,8 +264,12 @@ class _Reader:
         """Raise `ValueError` if a column is in no row at all."""
         if not self.columns:
             raise ValueError(f"'{self.name}' has no rows")
-        needed = [FILE_COLUMNS, ("text",)] + ([self.label_columns] if self.label_columns else [])
-        for names in needed + ([("listener_id",)] if self._per_listener else []):
+        needed = [FILE_COLUMNS, TEXT_COLUMNS]
+        if self.label_columns:
+            needed.append(self.label_columns)
+        if self._per_listener:
+            needed.append(LISTENER_ID_COLUMNS)
+        for names in needed:
             column_of([(0, dict.fromkeys(self.columns))], names, self.name)
 
     def _label(self, row: dict) -> tuple[float, str | None]:
@@ -260,8 +289,8 @@ class _Reader:
     def _clip(self, line: int, row: dict) -> int:
         clip = self.clips[row[self.file_column]]
         if clip == len(self.audio):
-            sound = row.get("audio")
-            if sound is None:
+            sound = row.get(AUDIO)
+            if sound is None or isinstance(sound, str):
                 sound = locate_audio(row[self.file_column], self.audio_dir)
             elif isinstance(sound, dict) and sound.get("bytes") is not None:
                 sound = _StoredSound(self.stored, line - 1)  # 300 kB a clip would not fit in memory
@@ -275,7 +304,7 @@ class _Reader:
         if self._per_listener:
             for pair, mean in pair_ratings(self.listener_ratings, listener_screening, listener_standardization).items():
                 if mean is None:
-                    row = {self.file_column: clips[pair[0]], "text": captions[pair[1]]}
+                    row = {self.file_column: clips[pair[0]], self.text_column: captions[pair[1]]}
                     reason = f"no two listeners of this pair agree within {listener_screening:g} points"
                     self.problems.append(Problem(self.first_line[pair], reason, row))
                 else:
@@ -297,3 +326,44 @@ class _Reader:
             label_column=AVERAGE_COLUMNS[0] if self._per_listener else self.label_column,
             problems=sorted(self.problems, key=lambda problem: problem.line),
         )
+
+
+# --- Without a table -----------------------------------------------------------------------------------------------------
+
+
+def check_pairs(dataset, name: str, task: str = "scoring"):
+    """What a trainer is given to train on or to evaluate with, checked as far as that needs no decoding.
+
+    Args:
+        dataset: A `datasets.Dataset` or a list of dicts with `audio` (what `load_waveform` takes), `text` and, to learn
+            scoring, `score` from 0 to 10. Anything else is returned as it is. A dict of datasets is checked one by one.
+        name: For messages.
+
+    Returns:
+        The dataset, with its sounds as they are stored: they are decoded for each batch, by soundfile.
+
+    Raises:
+        ValueError: for a missing column, and for scores that are no numbers from 0 to 10, naming the first.
+    """
+    if isinstance(dataset, dict):
+        return {part: check_pairs(pairs, f"{name}[{part!r}]", task) for part, pairs in dataset.items()}
+    if isinstance(dataset, (list, tuple)):
+        columns = set(dataset[0]) if dataset else set()
+    elif getattr(dataset, "column_names", None):
+        columns = set(dataset.column_names)
+    else:
+        return dataset
+    needed = [AUDIO, TEXT, SCORE] if task == "scoring" else [AUDIO, TEXT]
+    if missing := [column for column in needed if column not in columns]:
+        raise ValueError(f"{name} has no column {' or '.join(missing)}; it has {', '.join(sorted(columns)) or 'no rows'}")
+    if hasattr(dataset, "cast_column"):
+        from datasets import Audio
+
+        if isinstance((dataset.features or {}).get(AUDIO), Audio):
+            dataset = dataset.cast_column(AUDIO, Audio(decode=False))
+    if task == "scoring" and hasattr(dataset, "__len__"):
+        scores = [pair[SCORE] for pair in dataset] if isinstance(dataset, (list, tuple)) else dataset[SCORE]
+        for row, score in enumerate(scores):
+            if not isinstance(score, (int, float, np.number)) or not 0 <= score <= 10:
+                raise ValueError(f"{name}, row {row}: score must be a number from 0 to 10, got {score!r}; rescale the column")
+    return dataset

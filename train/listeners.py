@@ -1,6 +1,6 @@
 """Single listeners' ratings -> one rating a pair.
 
-Optionally screened and standardised as in SPO-CLAPScore (arXiv 2601.02900).
+Optionally screened and standardized as in SPO-CLAPScore (arXiv 2601.02900).
 """
 
 from collections import defaultdict
@@ -26,7 +26,7 @@ def pair_ratings(
 
     Args:
         screening: Keep a rating only if another listener's rating of the same pair lies within so many points (SPO: 5). A
-            pair of which none is kept gets `None`. Applied before standardisation.
+            pair of which none is kept gets `None`. Applied before standardization.
         standardization: Take out each listener's own mean and spread (of a listener who always says the same, only the
             mean) before averaging. The result is put back on the scale of ratings with the mean of the listeners'
             means and the root mean square of their standard deviations.

@@ -102,7 +102,7 @@ def check_overlap(
 ) -> None:
     """Compare two tables' clips by the content of their files, and their captions.
 
-    Captions in both are told (they are usual in XACLE, where several systems got the same prompt). Clips in both make every
+    Captions in both are logged (they are usual in XACLE, where several systems got the same prompt). Clips in both make every
     validation number too good.
 
     Args:
@@ -120,7 +120,7 @@ def check_overlap(
         examples = ", ".join(first if first == second else f"{first} = {second}" for first, second in shared[:5])
         message = f"{len(shared)} of {len(hashes[1])} validation clips are also trained on: {examples}"
         if not allow:
-            raise ValueError(f"{message}; remove them from {train.source}, or pass --allow_overlap true")
+            raise ValueError(f"{message}; remove them from {train.source}, or pass --allow-overlap true")
         logger.warning(message)
     trained = {train.captions[caption] for caption in set(train.caption_index.tolist())}
     captions = [validation.captions[caption] for caption in set(validation.caption_index.tolist())]

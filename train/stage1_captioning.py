@@ -1,27 +1,20 @@
-"""Stage 1: learn to caption. `xacle train captioning --config FILE.yaml [--any_argument ...]`"""
+"""Stage 1: learn to caption. `xacle train captioning --config FILE.yaml [--any-argument ...]`"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from xacle.modeling_xacle import XacleForConditionalGeneration
+from xacle.publish.trainer_mixin import check_license
 from xacle.scoring.captions import SENTENCE_MODEL, caption_scores, generate_captions, load_sentence_model, write_captions
 from xacle.scoring.metrics import alignment_metrics
-from xacle.train.arguments import CONFIGS, DataArguments, ModelArguments, parse_arguments
-from xacle.train.build import add_lora, build_model
-from xacle.train.collate import PairCollator, PairDataset
-from xacle.train.data import PairTable, check_labels, read_table
-from xacle.train.feature_cache import ClipFeatures
-from xacle.train.ranking import read_tables
-from xacle.train.run import (
-    RunRecord,
-    check_license,
-    finish,
-    prepare_features,
-    run_script,
-    run_training,
-    set_up,
-    write_rejected,
-)
+from xacle.train.arguments import CONFIGS, DataArguments, ModelArguments, TrainingArguments, parse_arguments
+from xacle.train.batches import PairDataset, prepare_datasets
+from xacle.train.build import build_model
+from xacle.train.data import check_labels, read_table, write_rejected
+from xacle.train.lora_and_freezing import add_lora
+from xacle.train.run import finish, run_script, run_training
+from xacle.train.run_record import RunRecord
+from xacle.train.set_up import read_tables, set_up
 from xacle.train.trainer import CaptioningTrainer
 
 
@@ -34,23 +27,62 @@ class CaptioningArguments:
     rating_file: str | None = field(
         default=None, metadata={"help": "Rated pairs: after each evaluation, captions are scored against their texts (SRCC)."}
     )
-    rating_audio_dir: str | None = field(default=None, metadata={"help": "Folder of rating_file's sounds."})
+    rating_audio_dir: str | None = field(default=None, metadata={"help": "Folder of --rating-file's sounds."})
     sentence_model: str = field(default=SENTENCE_MODEL, metadata={"help": "Any sentence-transformers model."})
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Train on a table of clips and captions; returns the validation metrics of the saved model."""
+    arguments = parse_arguments(argv, CONFIGS / "captioning.yaml", ModelArguments, DataArguments, CaptioningArguments)
+    model_arguments, data, captioning, training = arguments
+    checkpoint = set_up(training, data, ("loss", "caption_SRCC"))
+    if captioning.rating_file is not None and data.validation_file is None:
+        raise ValueError("--rating-file is evaluated together with --validation-file: pass both, or use `xacle caption` later")
+    tables = read_tables("caption", data, training)
+    if captioning.rating_file is not None:
+        tables["rated"] = rated = read_table(
+            captioning.rating_file,
+            captioning.rating_audio_dir,
+            "rating",
+            on_error=data.on_error,
+            audio_dir_option="--rating-audio-dir",
+        )
+        check_labels(rated)
+        write_rejected(rated, training, "rated")
+        sentence_model = load_sentence_model(captioning.sentence_model, training.device)
+
+    model, processor = build_model(XacleForConditionalGeneration, model_arguments, freq_mask_width=0, time_mask_width=0)
+    check_license(model.config, training)
+    datasets = prepare_datasets(tables, model, processor, data, training)
+    evaluate_captions = None
+    if captioning.rating_file is not None:
+        evaluate_captions = CaptionEvaluation(datasets["rated"], processor, sentence_model, training)
+
+    trainer = CaptioningTrainer(
+        model=add_lora(model, model_arguments),
+        args=training,
+        train_dataset=datasets["train"],
+        eval_dataset=datasets.get("validation"),
+        processing_class=processor,
+        evaluate_captions=evaluate_captions,
+    )
+    record = RunRecord("stage 1: captioning", arguments, datasets)
+    run_training(trainer, record, checkpoint)
+    return finish(trainer, record, model_arguments.lora_output)
 
 
 class CaptionEvaluation:
     """SRCC between ratings and the captions' similarity to the rated texts; the captions go to `captions.csv`."""
 
-    def __init__(self, table: PairTable, features: ClipFeatures | None, processor, sentence_model, training):
-        self.table, self.features, self.processor = table, features, processor
-        self.sentence_model, self.training = sentence_model, training
+    def __init__(self, rated: PairDataset, processor, sentence_model, training: TrainingArguments):
+        self.rated, self.processor, self.sentence_model, self.training = rated, processor, sentence_model, training
 
     def __call__(self, model) -> dict[str, float]:
-        table = self.table
+        table, features = self.rated.table, self.rated.features
         clips = table.used_audio
         states = None
-        if self.features is not None and self.features.kind == "audio_states":
-            states = [self.features[clip] for clip in clips]
+        if features is not None and features.kind == "audio_states":
+            states = [features[clip] for clip in clips]
         batch_size = self.training.per_device_eval_batch_size
         written = generate_captions(model, self.processor, list(clips.values()), batch_size, states)
         caption_of = dict(zip(clips, written, strict=True))
@@ -60,54 +92,6 @@ class CaptionEvaluation:
         names = [table.clips[clip] for clip in table.clip_index]
         write_captions(Path(self.training.output_dir) / "captions.csv", names, texts, captions, scores)
         return {"caption_SRCC": alignment_metrics(scores, table.labels)["SRCC"]}
-
-
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Train on a table of clips and captions; returns the validation metrics of the saved model."""
-    kinds = (ModelArguments, DataArguments, CaptioningArguments)
-    model_arguments, data, captioning, training = parse_arguments(argv, CONFIGS / "captioning.yaml", *kinds)
-    checkpoint = set_up(training, data, ("loss", "caption_SRCC"))
-    if captioning.rating_file is not None and data.validation_file is None:
-        raise ValueError("--rating_file is evaluated together with --validation_file: pass both, or use `xacle caption` later")
-    train, validation = read_tables("caption", data, training)
-    tables = {"train": train} if validation is None else {"train": train, "validation": validation}
-    sentence_model = None
-    if captioning.rating_file is not None:
-        tables["rated"] = read_table(
-            captioning.rating_file,
-            captioning.rating_audio_dir,
-            "rating",
-            data.on_error,
-            audio_dir_option="--rating_audio_dir",
-        )
-        check_labels(tables["rated"])
-        write_rejected(tables["rated"], training, "rated")
-        sentence_model = load_sentence_model(captioning.sentence_model, training.device)
-    model, processor = build_model(XacleForConditionalGeneration, model_arguments, freq_mask_width=0, time_mask_width=0)
-    check_license(model.config, training)
-
-    kind, features = "audio_states" if model.config.freeze_audio_encoder else "fbank", {}
-    for role, table in tables.items():
-        tables[role], features[role] = prepare_features(kind, role, table, model, processor, data, training)
-    datasets = {role: PairDataset(tables[role], features[role]) for role in tables if role != "rated"}
-    evaluate_captions = None
-    if sentence_model is not None:
-        evaluate_captions = CaptionEvaluation(tables["rated"], features["rated"], processor, sentence_model, training)
-    if model_arguments.lora_r:
-        model = add_lora(model, model_arguments)
-
-    trainer = CaptioningTrainer(
-        model=model,
-        args=training,
-        data_collator=PairCollator(processor, "captioning", static_shapes=training.torch_compile),
-        processing_class=processor,
-        evaluate_captions=evaluate_captions,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets.get("validation"),
-    )
-    record = RunRecord("stage 1: captioning", [model_arguments, data, captioning, training], tables)
-    run_training(trainer, record, checkpoint)
-    return finish(trainer, record, model_arguments.lora_output)
 
 
 if __name__ == "__main__":

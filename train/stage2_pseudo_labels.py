@@ -1,15 +1,43 @@
-"""Stage 2: learn to rank by CLAP pseudo-labels. `xacle train pseudo-labels --config FILE.yaml [--any_argument ...]`"""
+"""Stage 2: learn to rank by CLAP pseudo-labels. `xacle train pseudo-labels --config FILE.yaml [--any-argument ...]`"""
 
+from xacle.core.provenance import merge_sources, teacher_sources
+from xacle.modeling_xacle import XacleForAlignmentScoring
+from xacle.publish.trainer_mixin import check_license
 from xacle.train.arguments import CONFIGS, DataArguments, ModelArguments, RankingArguments, parse_arguments
-from xacle.train.ranking import train_ranking
-from xacle.train.run import run_script
+from xacle.train.batches import prepare_datasets
+from xacle.train.build import build_model
+from xacle.train.data import check_labels
+from xacle.train.lora_and_freezing import add_lora
+from xacle.train.run import finish, run_script, run_training
+from xacle.train.run_record import RunRecord
+from xacle.train.set_up import read_tables, set_up
+from xacle.train.trainer import AlignmentTrainer
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Train on a table with `clap_score` (see `xacle pseudo-label`); returns the validation metrics of the saved model."""
-    config = CONFIGS / "pseudo_labels.yaml"
-    model, data, ranking, training = parse_arguments(argv, config, ModelArguments, DataArguments, RankingArguments)
-    return train_ranking("stage 2: pseudo-labels", "pseudo_label", model, data, ranking, training)
+    arguments = parse_arguments(argv, CONFIGS / "pseudo_labels.yaml", ModelArguments, DataArguments, RankingArguments)
+    model_arguments, data, ranking, training = arguments
+    checkpoint = set_up(training, data)
+    tables = read_tables("pseudo_label", data, training)
+    for table in tables.values():
+        check_labels(table)
+
+    model, processor = build_model(XacleForAlignmentScoring, model_arguments, **ranking.config_fields())
+    model.config.weight_sources = merge_sources(model.config.weight_sources, teacher_sources(data.train_file))
+    check_license(model.config, training)
+    datasets = prepare_datasets(tables, model, processor, data, training)
+
+    trainer = AlignmentTrainer(
+        model=add_lora(model, model_arguments),
+        args=training,
+        train_dataset=datasets["train"],
+        eval_dataset=datasets.get("validation"),
+        processing_class=processor,
+    )
+    record = RunRecord("stage 2: pseudo-labels", arguments, datasets)
+    run_training(trainer, record, checkpoint)
+    return finish(trainer, record, model_arguments.lora_output)
 
 
 if __name__ == "__main__":

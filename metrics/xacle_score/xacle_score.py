@@ -5,10 +5,10 @@ import os
 import datasets
 import evaluate
 import numpy as np
-import torch
 
-from xacle.audio_xacle import SAMPLING_RATE, load_waveform
-from xacle.scoring.scorer import Scorer
+from xacle.audio_xacle import load_waveform
+from xacle.core.clips import with_rate
+from xacle.scoring import Scorer
 
 DESCRIPTION = "How well sounds match captions, by a model trained on human ratings of such pairs. Needs no reference sounds."
 
@@ -92,8 +92,7 @@ def _stored(sound):
         sound = sound.get("path")
     if isinstance(sound, (str, os.PathLike)):
         return {"path": os.fspath(sound), "waveform": b""}
-    is_array = isinstance(sound, (np.ndarray, torch.Tensor, list, tuple))
-    return {"path": "", "waveform": load_waveform(sound, SAMPLING_RATE if is_array else None).tobytes()}
+    return {"path": "", "waveform": load_waveform(with_rate(sound)).tobytes()}
 
 
 def _restored(stored):

@@ -1,6 +1,6 @@
 """Human-CLAP: a CLAP fine-tuned on ratings, the teacher of stage 2.
 
-`xacle train teacher --config FILE.yaml [--any_argument ...]`
+`xacle train teacher --config FILE.yaml [--any-argument ...]`
 
 With `c_ij` the cosine of sound i and caption j of the N pairs of the global batch, `w_i` the rating of pair i divided by 10,
 `y_i` the cosine it should have, and `s_a`, `s_t` the model's own logit scales, the loss is a weighted sum of
@@ -12,10 +12,10 @@ With `c_ij` the cosine of sound i and caption j of the N pairs of the global bat
 
 wSCE + MAE is Human-CLAP (arXiv 2506.23553), MSE + margin SPO-CLAPScore (arXiv 2601.02900). Human-CLAP's code is not public:
 that a weight multiplies both directions of its pair, the division by N instead of the sum of the weights, `y = w`, equal
-weights of the two terms and logit scales that are trained are readings of a symmetric cross-entropy weighted by the normalised
+weights of the two terms and logit scales that are trained are readings of a symmetric cross-entropy weighted by the normalized
 score. As in CLIP, a caption that two pairs of a batch share counts as wrong for the other's sound. SPO compares 10 times the
 cosine with the rating, both in units of 3.0 points: hence `y = rating / 10`, unless `cosine_of_zero` says otherwise, and the
-weights told in configs/teacher.yaml.
+weights named in configs/teacher.yaml.
 """
 
 from dataclasses import dataclass, field
@@ -26,10 +26,12 @@ from transformers import PreTrainedModel
 
 from xacle.clap.encoder import ClapEncoder, ClapFrontEnd
 from xacle.clap.m2d_modeling import MAX_LOGIT_SCALE
-from xacle.train.arguments import CONFIGS, DataArguments, ListenerArguments, TrainingArguments, parse_arguments
-from xacle.train.collate import PairDataset
-from xacle.train.ranking import read_tables
-from xacle.train.run import RunRecord, check_license, finish, prepare_features, run_script, run_training, set_up
+from xacle.publish.trainer_mixin import check_license
+from xacle.train.arguments import CONFIGS, DataArguments, ListenerArguments, parse_arguments
+from xacle.train.batches import decodable_datasets, distinct_clips
+from xacle.train.run import finish, run_script, run_training
+from xacle.train.run_record import RunRecord
+from xacle.train.set_up import read_tables, set_up
 from xacle.train.trainer import XacleTrainer, compute_metrics, gather_rows
 
 MAX_RATING = 10.0
@@ -95,7 +97,7 @@ def human_clap_loss(
         ratings: `[pairs]`, 0 to 10.
         logit_scales: What cosines are multiplied by in softmaxes over captions and over sounds.
     """
-    weight = (ratings / MAX_RATING).clamp(0.0, 1.0)  # standardised ratings can leave their scale
+    weight = (ratings / MAX_RATING).clamp(0.0, 1.0)  # standardized ratings can leave their scale
     target = arguments.cosine_of_zero + (1.0 - arguments.cosine_of_zero) * ratings / MAX_RATING
     cosine = (audio * text).sum(dim=-1)
     loss = cosine.new_zeros(())
@@ -135,13 +137,12 @@ class TeacherCollator:
         self.front_end = front_end
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        audio = {example["clip"]: example["audio"] for example in examples}
-        number = {clip: index for index, clip in enumerate(audio)}
+        clips, audio_index = distinct_clips(examples)
         return {
             **self.front_end.text_inputs([example["text"] for example in examples]),
-            **self.front_end.audio_inputs([self.front_end.load(sound) for sound in audio.values()]),
-            "audio_index": torch.tensor([number[example["clip"]] for example in examples]),
-            "labels": torch.tensor([example["label"] for example in examples]),
+            **self.front_end.audio_inputs([self.front_end.load(clip["audio"]) for clip in clips]),
+            "audio_index": audio_index,
+            "labels": torch.tensor([example["score"] for example in examples]),
         }
 
 
@@ -191,10 +192,9 @@ class HumanClapTrainer(XacleTrainer):
         return None, MAX_RATING * ((audio * text).sum(dim=-1) - zero) / (1.0 - zero), labels
 
 
-def train_teacher(
-    arguments: TeacherArguments, data: DataArguments, listeners: ListenerArguments, training: TrainingArguments
-) -> dict[str, float]:
-    """Fine-tune a CLAP on a table of ratings and save it, with its processor, as it was loaded.
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Fine-tune a CLAP on a table with `average_score`, or `score` and `listener_id`; save it, with its processor, as it was
+    loaded.
 
     Returns:
         The validation metrics of the saved model (`eval_SRCC`...); empty without validation pairs.
@@ -202,34 +202,31 @@ def train_teacher(
     Raises:
         FileNotFoundError, ValueError: for a model, table or argument that cannot be used; see also [`read_table`].
     """
-    if arguments.model_name_or_path is None:
-        raise ValueError("pass --model_name_or_path, the CLAP to fine-tune, e.g. laion/clap-htsat-fused")
+    arguments = parse_arguments(argv, CONFIGS / "teacher.yaml", TeacherArguments, DataArguments, ListenerArguments)
+    teacher_arguments, data, listeners, training = arguments
+    if teacher_arguments.model_name_or_path is None:
+        raise ValueError("pass --model-name-or-path, the CLAP to fine-tune, e.g. laion/clap-htsat-fused")
     checkpoint = set_up(training, data)
-    train, validation = read_tables("rating", data, training, listeners)
-    teacher = ClapEncoder.from_pretrained(arguments.model_name_or_path, device="cpu")
+    tables = read_tables("rating", data, training, listeners)
+
+    teacher = ClapEncoder.from_pretrained(teacher_arguments.model_name_or_path, device="cpu")
     check_license(teacher.model.config, training)
-    tables = {"train": train} | ({} if validation is None else {"validation": validation})
-    for role, table in tables.items():  # a teacher's inputs are not cached, but damaged clips are told before any training
-        tables[role], _ = prepare_features(None, role, table, None, None, data, training)
-    choose_parameters(teacher.model, arguments)
+    # A teacher's inputs are not cached, but damaged clips are reported before any training.
+    datasets = decodable_datasets(tables, data, training, load=teacher.front_end.load)
+
+    choose_parameters(teacher.model, teacher_arguments)
     trainer = HumanClapTrainer(
-        teacher_arguments=arguments,
+        teacher_arguments=teacher_arguments,
         model=teacher.model,
         args=training,
         data_collator=TeacherCollator(teacher.front_end),
+        train_dataset=datasets["train"],
+        eval_dataset=datasets.get("validation"),
         processing_class=teacher.processor,
-        train_dataset=PairDataset(tables["train"]),
-        eval_dataset=PairDataset(tables["validation"]) if "validation" in tables else None,
     )
-    record = RunRecord("teacher", [arguments, data, listeners, training], tables)
+    record = RunRecord("teacher", arguments, datasets)
     run_training(trainer, record, checkpoint)
     return finish(trainer, record)
-
-
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Train on a table with `average_score`, or `score` and `listener_id`; returns the validation metrics."""
-    kinds = (TeacherArguments, DataArguments, ListenerArguments)
-    return train_teacher(*parse_arguments(argv, CONFIGS / "teacher.yaml", *kinds))
 
 
 if __name__ == "__main__":

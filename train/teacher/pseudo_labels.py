@@ -1,32 +1,28 @@
-"""`xacle pseudo-label`: a table of captioned clips in, the rows of stage 2 out, labelled by a CLAP teacher.
+"""`xacle pseudo-label`: a table of captioned clips in, the rows of stage 2 out, labeled by a CLAP teacher.
 
 Every distinct clip and caption is embedded once, into a [`FeatureCache`] that survives a killed job; a row's label is the dot
 product of two embeddings.
 """
 
-import csv
-import hashlib
-import io
-import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from xacle.clap.encoder import ClapEncoder, ClapFrontEnd
-from xacle.core.clips import hash_clips
-from xacle.core.provenance import sources_of, weight_source
-from xacle.core.tables import TableError, check_suffix, shortest, write_problems
+from xacle.clap.encoder import ClapEncoder
+from xacle.core.clips import content_digest, hash_clips
+from xacle.core.columns import FILE_COLUMNS, PSEUDO_LABEL_COLUMNS, TEXT_COLUMNS
+from xacle.core.provenance import sources_of, write_teacher_sources
+from xacle.core.tables import TableError, check_output, rejected_file, write_problems, write_rows
+from xacle.train.clip_features import errors_of_clips
 from xacle.train.data import PairTable, read_table
-from xacle.train.feature_cache import FeatureCache
+from xacle.train.feature_cache import FeatureCache, fill_cache, first_of_each
 from xacle.train.negatives import NEGATIVES_PER_PAIR, Negatives, draw_negatives
 
-COLUMNS = ("wav_file_name", "text", "clap_score", "is_negative")
+COLUMNS = (FILE_COLUMNS[0], TEXT_COLUMNS[0], PSEUDO_LABEL_COLUMNS[0], "is_negative")
 BLOCK = 2048  # true pairs whose rows are made and written at once
 
 
@@ -44,6 +40,7 @@ def pseudo_label(
     table: Path,
     output: Path,
     audio_dir: Path | None = None,
+    *,
     negatives_per_pair: float = NEGATIVES_PER_PAIR,
     replace_audio: float = 0.5,
     seed: int = 0,
@@ -68,21 +65,17 @@ def pseudo_label(
         num_workers: Processes that decode files.
 
     Raises:
-        TableError: see `on_error`. Clips that only turn out to be damaged when they are decoded are told once all others are
-            embedded.
+        TableError: see `on_error`. Clips that only turn out to be damaged when they are decoded are reported once all others
+            are embedded.
         FileNotFoundError, ValueError: for a table, output, teacher or number that cannot be used.
     """
     table, output, feature_cache = Path(table), Path(output), Path(feature_cache)
-    rejected = output.with_name(output.name + ".rejected.csv")
-    check_suffix(table)
-    check_suffix(output)
-    if table.resolve() in (output.resolve(), rejected.resolve()):
-        raise ValueError(f"'{output}' would overwrite the input; choose another --output")
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"'{output}' is a folder, or its folder does not exist; --output names a file to write")
+    rejected = rejected_file(output)
+    for written in (output, rejected):
+        check_output(written, [table])
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    pairs = read_table(table, audio_dir, "caption", on_error, audio_dir_option="--audio-dir")
+    pairs = read_table(table, audio_dir, "caption", on_error=on_error, audio_dir_option="--audio-dir")
     if not isinstance(teacher, ClapEncoder):
         teacher = ClapEncoder.from_pretrained(teacher, device)
     feature_cache.mkdir(parents=True, exist_ok=True)
@@ -92,22 +85,28 @@ def pseudo_label(
     pairs = pairs.without_clips(errors)
     problems = pairs.problems
     if errors and on_error == "stop":
-        advice = "nothing was labelled; mend them, or pass --on-error skip to leave them out"
-        raise TableError(table, problems, advice, use="labelled")
+        advice = "nothing was labeled; fix them, or pass --on-error skip to leave them out"
+        raise TableError(table, problems, advice, use="labeled")
     rejected.unlink(missing_ok=True)  # an earlier run's
     if problems:
         write_problems(rejected, problems)
     if not len(pairs):
-        raise TableError(table, problems, f"no row can be labelled; all are listed in {rejected}", use="labelled")
+        raise TableError(table, problems, f"no row can be labeled; all are listed in {rejected}", use="labeled")
     texts = embed_captions(teacher, pairs.captions, feature_cache, batch_size)
     # Clips that no pair refers to have no hash; a name of their own keeps them apart.
     contents = [hashes.get(clip, f"unused {clip}") for clip in range(len(pairs.clips))]
     negatives = draw_negatives(
-        pairs.clip_index, pairs.caption_index, pairs.captions, negatives_per_pair, replace_audio, seed, contents
+        pairs.clip_index,
+        pairs.caption_index,
+        pairs.captions,
+        negatives_per_pair=negatives_per_pair,
+        replace_audio=replace_audio,
+        seed=seed,
+        clip_hashes=contents,
     )
     write_pseudo_labels(output, pairs, negatives, clips, texts)
     name = teacher.model.name_or_path or teacher.model.config.model_type
-    _teacher_file(output).write_text(json.dumps(sources_of(teacher.model.config.to_dict(), "teacher", name), indent=2) + "\n")
+    write_teacher_sources(output, sources_of(teacher.model.config.to_dict(), "teacher", name))
     return PseudoLabels(len(pairs) + len(negatives), len(negatives), len(problems))
 
 
@@ -116,18 +115,15 @@ def write_pseudo_labels(
 ) -> None:
     """Write `wav_file_name,text,clap_score,is_negative`: each true pair, followed by the mismatched pairs made from it.
 
-    The rows stand in `<output>.part` until all are written.
+    The file appears when it is complete.
 
     Args:
         output: `.csv` or `.jsonl`.
         audio_embeddings, text_embeddings: Of `pairs.clips` and `pairs.captions`, `[clips, size]` and `[captions, size]`, of
             length 1; arrays or memory maps.
     """
-    part = output.with_name(output.name + ".part")
-    write_rows = _write_csv if output.suffix.lower() == ".csv" else _write_jsonl
-    with part.open("w", encoding="utf-8", newline="") as file:
-        if write_rows is _write_csv:
-            csv.writer(file).writerow(COLUMNS)
+
+    def rows() -> Iterator[tuple[str, str, np.float32, int]]:
         progress = tqdm(total=len(pairs), desc=f"writing {output.name}", unit=" pairs")
         for start in range(0, len(pairs), BLOCK):
             true = np.arange(start, min(start + BLOCK, len(pairs)), dtype=np.int32)
@@ -140,32 +136,11 @@ def write_pseudo_labels(
             scores = np.einsum("nd,nd->n", audio, text).clip(-1.0, 1.0)  # rounding can lead beyond 1
             names = [pairs.clips[index] for index in clip.tolist()]
             captions = [pairs.captions[index] for index in caption.tolist()]
-            write_rows(file, names, captions, map(shortest, scores), (order >= len(true)).astype(int).tolist())
+            yield from zip(names, captions, scores, (order >= len(true)).astype(int).tolist(), strict=True)
             progress.update(len(true))
         progress.close()
-    part.replace(output)
 
-
-def _teacher_file(table: str | Path) -> Path:
-    return Path(f"{table}.teacher.json")
-
-
-def teacher_sources(table: str | Path) -> list[dict]:
-    """What the labels of a table of pseudo-labels derive from, as `pseudo_label` left it beside the table."""
-    file = _teacher_file(table)
-    if not file.is_file():
-        return [weight_source("teacher", f"the unrecorded teacher of {Path(table).name}", None)]
-    return [{**source, "role": "teacher"} for source in json.loads(file.read_text(encoding="utf-8"))]
-
-
-def _write_csv(file: io.TextIOBase, *columns) -> None:
-    csv.writer(file).writerows(zip(*columns, strict=True))
-
-
-def _write_jsonl(file: io.TextIOBase, names, captions, scores, marks) -> None:
-    for name, caption, score, mark in zip(names, captions, scores, marks, strict=True):
-        row = dict(zip(COLUMNS, (name, caption, float(score), mark), strict=True))
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_rows(output, COLUMNS, rows())
 
 
 # --- Embeddings ----------------------------------------------------------------------------------------------------------
@@ -189,53 +164,27 @@ def embed_clips(
         `[largest index + 1, size]`, a row a clip, and the errors of clips that cannot be decoded, by index; those have zeros.
     """
     cache = FeatureCache(folder / f"clap-audio-{teacher.fingerprint()}", (teacher.embedding_size,))
-    distinct = {digest: clip for clip, digest in reversed(hashes.items())}  # the first clip of each content
-    errors: dict[str, Exception] = {}
-
-    def embed(batch: tuple[list[str], dict, dict[str, Exception]]) -> tuple[list[str], torch.Tensor]:
-        digests, inputs, failed = batch
-        errors.update(failed)
-        return digests, teacher.embed_audio_inputs(inputs) if digests else torch.empty(0, teacher.embedding_size)
-
-    batches = _batches(list(distinct)[::-1], cache, batch_size)
-    dataset = _ClipBatches(teacher.front_end, [{digest: audio[distinct[digest]] for digest in batch} for batch in batches])
-    # A generator of its own: loading must not move the global one.
-    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, generator=torch.Generator())
-    _fill(cache, loader, embed, "embedding clips")
-    return _gather(cache, hashes, folder), {clip: errors[digest] for clip, digest in hashes.items() if digest in errors}
+    errors = fill_cache(
+        cache,
+        {digest: audio[clip] for digest, clip in first_of_each(hashes).items()},
+        teacher.embed_audio_inputs,
+        batch_size,
+        load=teacher.front_end.load,
+        prepare=teacher.front_end.audio_inputs,
+        workers=num_workers,
+        title="embedding clips",
+    )
+    return _gather(cache, hashes, folder), errors_of_clips(errors, hashes, audio)
 
 
 def embed_captions(teacher: ClapEncoder, captions: list[str], folder: Path, batch_size: int = 32) -> np.ndarray:
     """The embeddings of captions, `[captions, size]`, computed where the cache does not have them."""
     cache = FeatureCache(folder / f"clap-text-{teacher.fingerprint()}", (teacher.embedding_size,))
-    hashes = {number: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for number, text in enumerate(captions)}
+    hashes = {number: content_digest(text.encode()) for number, text in enumerate(captions)}
     text_of = {digest: captions[number] for number, digest in hashes.items()}
-    batches = _batches(sorted(text_of, key=lambda digest: (len(text_of[digest]), digest)), cache, batch_size)
-    _fill(cache, batches, lambda batch: (batch, teacher.embed_text([text_of[item] for item in batch])), "embedding captions")
+    by_length = sorted(text_of.items(), key=lambda item: (len(item[1]), item[0]))
+    fill_cache(cache, dict(by_length), teacher.embed_text, batch_size, title="embedding captions")
     return _gather(cache, hashes, folder)
-
-
-def _batches(digests: list[str], cache: FeatureCache, batch_size: int) -> list[list[str]]:
-    """Batches of which something is missing. They are cut from all items: a resumed job repeats the very same ones, whose
-    composition shows in the last bits of an embedding."""
-    batches = [digests[start : start + batch_size] for start in range(0, len(digests), batch_size)]
-    return [batch for batch in batches if any(digest not in cache for digest in batch)]
-
-
-@torch.inference_mode()
-def _fill(cache: FeatureCache, batches, embed: Callable[..., tuple[list[str], torch.Tensor]], title: str) -> None:
-    if not len(batches):
-        return
-    writer = cache.writer()
-    try:
-        for batch in tqdm(batches, desc=title, unit="batch"):
-            digests, embeddings = embed(batch)
-            new = [row for row, digest in enumerate(digests) if digest not in cache]
-            if new:
-                writer.write([digests[row] for row in new], embeddings[new].cpu().numpy())
-    finally:
-        writer.close()
-    cache.refresh()
 
 
 def _gather(cache: FeatureCache, hashes: dict[int, str], folder: Path) -> np.ndarray:
@@ -247,23 +196,3 @@ def _gather(cache: FeatureCache, hashes: dict[int, str], folder: Path) -> np.nda
         if digest in cache:
             embeddings[index] = cache.read(digest)
     return embeddings
-
-
-class _ClipBatches(torch.utils.data.Dataset):
-    """Decodes batches of clips and makes the teacher's inputs of them; clips that cannot be decoded come as their errors."""
-
-    def __init__(self, front_end: ClapFrontEnd, batches: list[dict[str, object]]):
-        self.front_end, self.batches = front_end, batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> tuple[list[str], dict[str, torch.Tensor], dict[str, Exception]]:
-        waveforms, errors = {}, {}
-        for digest, audio in self.batches[index].items():
-            try:
-                waveforms[digest] = self.front_end.load(audio)
-            except (OSError, ValueError) as error:
-                errors[digest] = error
-        inputs = self.front_end.audio_inputs(list(waveforms.values())) if waveforms else {}
-        return list(waveforms), inputs, errors

@@ -1,6 +1,5 @@
 """`xacle compare`: which of several systems scores higher on the same prompts, and whether that is more than chance."""
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,13 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from xacle.core.columns import FILE_COLUMNS, PREDICTION_COLUMNS, column_of
-from xacle.core.tables import check_distinct, name_of, number_of, read_rows
-from xacle.scoring.evaluate import check_same_captions, has_captions, read_predictions
+from xacle.core.columns import PREDICTION_COLUMNS, column_of
+from xacle.core.tables import (
+    REJECTED_SUFFIX,
+    TABLE_SUFFIXES,
+    check_distinct,
+    check_output,
+    complete_file,
+    number_of,
+    write_rows,
+)
 from xacle.scoring.plots import save_plot
+from xacle.scoring.score_files import PairKey, ScoreFile, pairs_by_text
 from xacle.scoring.significance import PairedTest, bootstrap_means, holm, interval, paired_test
 
-MAX_SHOWN = 20  # unpaired prompts named a table
+MAX_LISTED = 20  # unpaired prompts named for each table
 SIGNIFICANT = 0.05
 
 
@@ -86,8 +93,9 @@ def compare(paths: Sequence[Path], resamples: int = 10000, seed: int = 0) -> Com
     if resamples < 1:
         raise ValueError(f"the bootstrap needs at least one resample, got {resamples}")
     tables = tables_of(paths)
-    paired_by, prompts, scores = read_paired(tables)
-    if len(prompts) < 2:
+    paired_by, scores = read_paired(tables)
+    prompts = scores.shape[1]
+    if prompts < 2:
         raise ValueError("a comparison needs at least 2 prompts")
     draws = bootstrap_means(scores, resamples, seed)
     order = np.argsort(-scores.mean(axis=1), kind="stable")
@@ -101,7 +109,7 @@ def compare(paths: Sequence[Path], resamples: int = 10000, seed: int = 0) -> Com
         SystemPair(names[a], names[b], test, *p_values)
         for (a, b), test, *p_values in zip(couples, tests, p_t_tests, p_bootstraps, strict=True)
     ]
-    return Comparison(len(prompts), paired_by, systems, pairs)
+    return Comparison(prompts, paired_by, systems, pairs)
 
 
 # --- Tables --------------------------------------------------------------------------------------------------------------
@@ -115,8 +123,8 @@ def tables_of(paths: Sequence[Path]) -> list[Path]:
         if not path.exists():
             raise FileNotFoundError(f"no table at '{path}'")
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in (".csv", ".jsonl"))
-            found = [file for file in found if not file.name.endswith(".rejected.csv")]
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in TABLE_SUFFIXES)
+            found = [file for file in found if not file.name.endswith(REJECTED_SUFFIX)]
         tables += found
     check_distinct(tables)
     if len(tables) < 2:
@@ -134,48 +142,48 @@ def names_of(tables: Sequence[Path]) -> list[str]:
     return [str(table) for table in tables]  # a.csv beside a.jsonl
 
 
-def read_paired(tables: Sequence[Path]) -> tuple[str, list, np.ndarray]:
-    """Tables of scores -> what they are paired by, the prompts, and the scores `[systems, prompts]`.
+def read_paired(tables: Sequence[Path]) -> tuple[str, np.ndarray]:
+    """Tables of scores -> what they are paired by, and the scores `[systems, prompts]`.
 
     By caption, if all tables have captions and none repeats one: the files of different systems may then be called
     differently. Else by file name (and caption, where clips have several).
     """
-    by_text = [_scores_by_text(table) for table in tables]
-    if all(scores is not None for scores in by_text):
-        paired_by, columns = "caption (text)", by_text
+    files = [ScoreFile(table) for table in tables]
+    by_caption = [_scores_by_caption(file) for file in files]
+    if None not in by_caption:
+        paired_by, columns = "caption (text)", by_caption
     else:
-        captions = any(has_captions(table) for table in tables)
-        columns = [read_predictions(table, captions) for table in tables]
-        if not captions:
-            check_same_captions(tables)
-            columns = [{name: score for (name, _), score in scores.items()} for scores in columns]
-        paired_by = "file name and caption" if captions else "file name (wav_file_name)"
+        by_text = pairs_by_text(files)
+        columns = [file.predictions(by_text) for file in files]
+        paired_by = "file name and caption" if by_text else "file name (wav_file_name)"
     prompts = list(dict.fromkeys(prompt for scores in columns for prompt in scores))
     _check_paired(tables, columns, prompts, paired_by)
-    return paired_by, prompts, np.array([[scores[prompt] for prompt in prompts] for scores in columns])
+    return paired_by, np.array([[scores[prompt] for prompt in prompts] for scores in columns])
 
 
-def _scores_by_text(table: Path) -> dict[str, float] | None:
-    """`{text: score}`; `None` if rows lack a text or share one."""
-    rows = read_rows(table)
-    file_column, score_column = column_of(rows, FILE_COLUMNS, table), column_of(rows, PREDICTION_COLUMNS, table)
+def _scores_by_caption(file: ScoreFile) -> dict[str, float] | None:
+    """`{caption: score}`; `None` if rows lack a caption or share one."""
+    score_column = column_of(file.rows, PREDICTION_COLUMNS, file.path)
     scores = {}
-    for line, row in rows:
-        name_of(row, file_column, table, line)
-        text = row.get("text")
+    for line, row, _ in file.keys(by_text=False):
+        text = file.text(row)
         if not isinstance(text, str) or not text.strip() or text in scores:
             return None
-        scores[text] = number_of(row, score_column, table, line)
+        scores[text] = number_of(row, score_column, file.path, line)
     return scores
 
 
-def _check_paired(tables, columns, prompts, paired_by) -> None:
+def _check_paired(
+    tables: Sequence[Path], columns: list[dict[str | PairKey, float]], prompts: list[str | PairKey], paired_by: str
+) -> None:
     lines = []
     for table, scores in zip(tables, columns, strict=True):
-        if missing := [prompt for prompt in prompts if prompt not in scores]:
+        missing = [prompt for prompt in prompts if prompt not in scores]
+        if missing:
             lines.append(f"'{table}' lacks {len(missing)} of {len(prompts)}:")
-            lines += [f"  {' with '.join(p) if isinstance(p, tuple) else p}" for p in missing[:MAX_SHOWN]]
-            lines += [f"  ... and {len(missing) - MAX_SHOWN} more"] * (len(missing) > MAX_SHOWN)
+            lines += [f"  {prompt}" for prompt in missing[:MAX_LISTED]]
+        if len(missing) > MAX_LISTED:
+            lines.append(f"  ... and {len(missing) - MAX_LISTED} more")
     if lines:
         advice = "all systems must score the same prompts"
         if not paired_by.startswith("caption"):
@@ -189,10 +197,23 @@ def _check_paired(tables, columns, prompts, paired_by) -> None:
 # --- Results -------------------------------------------------------------------------------------------------------------
 
 
+def check_comparison_output(output: Path | None, paths: Sequence[Path]) -> None:
+    """Like [`check_output`]; also refuses a table in a folder that is compared, which would be one of its systems next time.
+
+    Args:
+        paths: What is compared, see [`compare`].
+    """
+    check_output(output, tables_of(paths), (".json", ".csv"))
+    folders = [path.resolve() for path in paths if path.is_dir()]
+    if output is not None and output.suffix.lower() == ".csv" and output.resolve().parent in folders:
+        raise ValueError(f"'{output}' would be one of the folder's tables the next time; choose another output")
+
+
 def write_comparison(output: Path, comparison: Comparison) -> None:
     """Write everything as JSON, or the pairs of systems as CSV, a row a pair."""
     if output.suffix.lower() == ".json":
-        output.write_text(json.dumps(asdict(comparison), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with complete_file(output) as file:
+            file.write(json.dumps(asdict(comparison), indent=2, ensure_ascii=False) + "\n")
         return
     means = {system.name: system.mean for system in comparison.systems}
     rows = []
@@ -200,10 +221,7 @@ def write_comparison(output: Path, comparison: Comparison) -> None:
         row = {"first": pair.first, "second": pair.second, "mean_first": means[pair.first], "mean_second": means[pair.second]}
         row |= asdict(pair.test)
         rows.append(row | {"p_t_test_holm": pair.p_t_test_holm, "p_bootstrap_holm": pair.p_bootstrap_holm})
-    with output.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(output, list(rows[0]), (row.values() for row in rows))
 
 
 def comparison_plot(output: Path, comparison: Comparison) -> None:

@@ -1,13 +1,13 @@
 """`xacle rank`: several sounds for one caption, the best first."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from transformers.utils import logging
 
-from xacle.core.tables import shortest
+from xacle.core.tables import write_rows
 from xacle.scoring.scorer import Scorer, check_sounds
 
 logger = logging.get_logger(__name__)
@@ -96,7 +96,5 @@ def ranking_table(sounds: Sequence[str], candidates: Sequence[Candidate]) -> str
 
 def write_ranking(output: Path, text: str, sounds: Sequence[str], candidates: Sequence[Candidate]) -> None:
     """Write `rank,wav_file_name,text,pred_score` of the candidates that have a score; `xacle compare` reads it."""
-    with output.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["rank", "wav_file_name", "text", "pred_score"])
-        writer.writerows([c.rank, sounds[c.index], text, shortest(c.score)] for c in candidates if c.error is None)
+    rows = [(c.rank, sounds[c.index], text, np.float32(c.score)) for c in candidates if c.error is None]
+    write_rows(output, ["rank", "wav_file_name", "text", "pred_score"], rows)

@@ -10,14 +10,15 @@ from textwrap import fill
 import numpy as np
 import torch
 
-from xacle.audio_xacle import MIN_SAMPLES, SAMPLING_RATE, fbank, load_waveform
+from xacle.audio_xacle import MIN_SAMPLES, SAMPLING_RATE, fbank
+from xacle.core.clips import with_rate
 from xacle.scoring.plots import save_plot
 from xacle.scoring.scorer import Scorer
 
 BETWEEN_PHRASES = re.compile(r"(\s*,\s*(?:and\s+)?|\s+and\s+)", flags=re.IGNORECASE)
 BAR_WIDTH = 20  # characters
-SHOWN_RANGE = 12.0  # of log energy below the loudest
-SPEAKS_FOR, SPEAKS_AGAINST = "C0", "C1"  # colours of the plot
+DRAWN_RANGE = 12.0  # of log energy below the loudest
+SPEAKS_FOR, SPEAKS_AGAINST = "C0", "C1"  # colors of the plot
 
 
 @dataclass
@@ -98,10 +99,10 @@ def explain(
         raise ValueError("the caption is empty")
     if not MIN_SAMPLES / SAMPLING_RATE <= segment < math.inf:
         raise ValueError(f"segments must be at least {MIN_SAMPLES / SAMPLING_RATE} s long, got {segment}")
-    is_array = isinstance(audio, (np.ndarray, torch.Tensor, list, tuple))
-    waveform = load_waveform(audio, SAMPLING_RATE if is_array else None)
+    extractor = scorer.processor.feature_extractor
+    waveform = extractor.fetch_audio(with_rate(audio))
     if window == "first":
-        waveform = waveform[: scorer.processor.feature_extractor.max_samples]
+        waveform = waveform[: extractor.max_samples]
     words, phrases, spans = without_each_word(text), without_each_phrase(text), spans_of(len(waveform), segment)
     texts = [text, *(shortened for _, shortened in words + phrases)]
     pairs = chain(((waveform, t) for t in texts), ((silenced(waveform, *span), text) for span in spans))
@@ -112,13 +113,13 @@ def explain(
     scores = [result.score for result in results]
 
     score, later = scores[0], iter(scores[1:])
-    parts = [[Occlusion(part, new := next(later), new - score) for part, _ in kind] for kind in (words, phrases)]
+    dropped = [[Occlusion(part, new := next(later), new - score) for part, _ in kind] for kind in (words, phrases)]
     segments = []
     for start, stop in spans:
         seconds = start / SAMPLING_RATE, stop / SAMPLING_RATE
         label = f"{seconds[0]:.1f}-{seconds[1]:.1f} s"
         segments.append(Occlusion(label, new := next(later), new - score, seconds))
-    return Explanation(text, score, *parts, segments, waveform)
+    return Explanation(text, score, *dropped, segments, waveform)
 
 
 # --- Taking parts away ---------------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def explanation_plot(output: Path, explanation: Explanation) -> None:
     picture = fbank(torch.from_numpy(np.pad(waveform, (0, max(0, MIN_SAMPLES - len(waveform)))))[None])[0].T.numpy()
     loudest = picture.max()
     extent = (0, length, 0, len(picture))
-    sound.imshow(picture, origin="lower", aspect="auto", extent=extent, vmin=loudest - SHOWN_RANGE, vmax=loudest)
+    sound.imshow(picture, origin="lower", aspect="auto", extent=extent, vmin=loudest - DRAWN_RANGE, vmax=loudest)
     sound.set(xlim=(0, length), xticklabels=[], ylabel="mel bin")
 
     starts, stops = np.array([segment.seconds for segment in explanation.segments]).T
