@@ -75,8 +75,8 @@ def score_systems(recipe, folder: Path) -> dict:
 
 def srcc(recipe, folder: Path, key: str, split: str) -> dict[str, float]:
     """The SRCC of a system's scores with the ratings: `value`, and the `low` and `high` ends of its 95 % interval."""
-    found, *compared = evaluate(folder / f"{split}_{key}.csv", recipe.corpus.table(split), resamples=0)
-    low, high = bootstrap_intervals(*compared, names=("SRCC",))["SRCC"]
+    found = evaluate(folder / f"{split}_{key}.csv", recipe.corpus.table(split), resamples=0)
+    low, high = bootstrap_intervals(found.predictions, found.ratings, names=("SRCC",))["SRCC"]
     return {"value": found.metrics["SRCC"], "low": low, "high": high}
 
 
