@@ -18,6 +18,7 @@ from xacle.train.arguments import (
 )
 from xacle.train.batches import prepare_datasets
 from xacle.train.build import build_model
+from xacle.train.data import check_labels
 from xacle.train.lora_and_freezing import add_lora
 from xacle.train.run import finish, logger, run_script, run_training
 from xacle.train.run_record import RunRecord
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model_arguments, data, ranking, listeners, training = arguments
     checkpoint = set_up(training, data)
     tables = read_tables("rating", data, training, listeners)
+    for table in tables.values():
+        check_labels(table)
 
     model, processor = build_model(XacleForAlignmentScoring, model_arguments, **ranking.config_fields())
     check_license(model.config, training)
