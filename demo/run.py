@@ -119,7 +119,9 @@ def curve(recipe: Recipe, step: Step) -> dict:
 
 def machine() -> dict:
     """What the numbers were computed with."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    info = Path("/proc/cpuinfo")  # of Linux
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line for line in lines if line.startswith("model name")]
     return {
         "cpu": models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

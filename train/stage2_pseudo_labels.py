@@ -28,16 +28,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check_license(model.config, training)
     datasets = prepare_datasets(tables, model, processor, data, training)
 
+    model = add_lora(model, model_arguments)
     trainer = AlignmentTrainer(
-        model=add_lora(model, model_arguments),
-        args=training,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets.get("validation"),
-        processing_class=processor,
+        model, training, train_dataset=datasets["train"], eval_dataset=datasets.get("validation"), processing_class=processor
     )
-    record = RunRecord("stage 2: pseudo-labels", arguments, datasets)
-    run_training(trainer, record, checkpoint)
-    return finish(trainer, record, model_arguments.lora_output)
+    run_training(trainer, RunRecord("stage 2: pseudo-labels", arguments, datasets), checkpoint)
+    return finish(trainer, model_arguments.lora_output)
 
 
 if __name__ == "__main__":
