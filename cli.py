@@ -3,6 +3,7 @@
 import re
 import sys
 from enum import StrEnum
+from importlib import import_module
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Annotated
@@ -146,7 +147,7 @@ def score_command(
 
     `xacle score --model DIR --dataset me/ratings --split train --output scores.csv`
 
-    An interrupted table goes on where it stopped when the same command is given again.
+    An interrupted table continues where it stopped when the same command is given again.
 
     With `--num-shards` and `--shard`, or under torchrun or accelerate launch, each process scores a share of the clips and
     leaves it beside the output as OUTPUT.shard-I-of-N; the one that finishes last writes the output, in the table's order.
@@ -428,38 +429,23 @@ def pseudo_label(
 
 # The training scripts read their arguments themselves: they are TrainingArguments and the stage's own.
 TRAINING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+TRAINING_SCRIPTS = {
+    "captioning": ("stage1_captioning", "Stage 1: learn to caption."),
+    "pseudo-labels": ("stage2_pseudo_labels", "Stage 2: learn to rank by a teacher's pseudo-labels."),
+    "ratings": ("stage3_ratings", "Stage 3: learn to rank by human ratings."),
+    "teacher": ("teacher.human_clap", "Tune a CLAP teacher on human ratings (Human-CLAP)."),
+}
 
 
-@train_app.command("captioning", context_settings=TRAINING)
-def train_captioning(context: typer.Context):
-    """Stage 1: learn to caption. `--help` lists all arguments."""
-    from xacle.train.stage1_captioning import main
+def add_training_command(name: str, script: str, about: str):
+    def train(context: typer.Context):
+        import_module(f"xacle.train.{script}").main(context.args)
 
-    main(context.args)
-
-
-@train_app.command("pseudo-labels", context_settings=TRAINING)
-def train_pseudo_labels(context: typer.Context):
-    """Stage 2: learn to rank by a teacher's pseudo-labels. `--help` lists all arguments."""
-    from xacle.train.stage2_pseudo_labels import main
-
-    main(context.args)
+    train_app.command(name, context_settings=TRAINING, help=f"{about} `--help` lists all arguments.")(train)
 
 
-@train_app.command("ratings", context_settings=TRAINING)
-def train_ratings(context: typer.Context):
-    """Stage 3: learn to rank by human ratings. `--help` lists all arguments."""
-    from xacle.train.stage3_ratings import main
-
-    main(context.args)
-
-
-@train_app.command("teacher", context_settings=TRAINING)
-def train_teacher(context: typer.Context):
-    """Tune a CLAP teacher on human ratings (Human-CLAP). `--help` lists all arguments."""
-    from xacle.train.teacher.human_clap import main
-
-    main(context.args)
+for name, (script, about) in TRAINING_SCRIPTS.items():
+    add_training_command(name, script, about)
 
 
 @app.command(rich_help_panel=TRAIN)

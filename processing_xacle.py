@@ -112,8 +112,8 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError("no audio was given")
         max_length = max_length or self.max_samples
         if truncation:
-            waveforms = self._truncate(waveforms, max_length)
-        padded = self._pad(waveforms, padding, max_length)
+            waveforms = self._cut_waveforms(waveforms, max_length)
+        padded = self._pad_waveforms(waveforms, padding, max_length)
         features = self._normalized_fbank(padded, device)
         data = {"input_features": features if return_tensors == "pt" else [clip.cpu().numpy() for clip in features]}
         if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
@@ -123,7 +123,7 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
             ]
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _truncate(self, waveforms: list[np.ndarray], max_length: int) -> list[np.ndarray]:
+    def _cut_waveforms(self, waveforms: list[np.ndarray], max_length: int) -> list[np.ndarray]:
         too_long = [len(waveform) for waveform in waveforms if len(waveform) > max_length]
         if too_long:
             logger.warning(
@@ -133,7 +133,7 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
             )
         return [waveform[:max_length] for waveform in waveforms]
 
-    def _pad(self, waveforms: list[np.ndarray], padding: bool | str, max_length: int) -> list[torch.Tensor]:
+    def _pad_waveforms(self, waveforms: list[np.ndarray], padding: bool | str, max_length: int) -> list[torch.Tensor]:
         longest = max(map(len, waveforms))
         targets = {"max_length": max_length, "longest": longest, True: longest, "do_not_pad": 0, False: 0}
         if padding not in targets:

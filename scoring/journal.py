@@ -1,4 +1,4 @@
-"""The journal of a job: what is scored so far, a line a unit (see blocks.py), so that an interrupted job goes on from there.
+"""The journal of a job: what is scored so far, a line a unit (see blocks.py), so that an interrupted job continues there.
 
 JSONL: first what the job is (digests of its source, sounds and model; its settings), then a line for each unit, block by
 block: its rows, as they are in the output, or with their errors. A killed writer leaves at worst half a line, which is cut
@@ -105,7 +105,7 @@ def merged_rows(journals: Sequence[BinaryIO]) -> Iterator[dict]:
 
 class Journal:
     """
-    Opens the journal at `path`, and goes on with what is there if it is of the same job.
+    Opens the journal at `path`, and continues what is there if it is of the same job.
 
     Args:
         path: `<output>.part`.

@@ -94,7 +94,7 @@ def score_table(
 ) -> TableReport:
     """Score every row of `table` and write `output`, in the table's order.
 
-    What is scored stands in `<output>.part` until all is. The same call goes on from there after an interruption, to the same
+    What is scored stands in `<output>.part` until all is. The same call continues from there after an interruption, to the same
     scores to the bit; if the table, its sounds, the model or the settings changed, that file is moved to `<output>.part.old`
     and all is scored anew.
 
@@ -207,8 +207,8 @@ class TableJob:
                 journal.path.unlink()
             if isinstance(error, KeyboardInterrupt) and journal.rows:
                 raise KeyboardInterrupt(
-                    f"interrupted; the {journal.rows} rows scored so far are in {journal.path}: the same command goes on from "
-                    "there"
+                    f"interrupted; the {journal.rows} rows scored so far are in {journal.path}: the same command continues "
+                    "from there"
                 ) from error
             raise
         journal.close()
@@ -254,7 +254,7 @@ class TableJob:
 
     def _stopped(self, problems: list[Problem], journal: Journal) -> TableError:
         kept = f"the {journal.rows} rows scored so far are kept in {journal.path}; " if journal.rows else ""
-        advice = f"{kept}fix them, or pass --on-error skip to score the others: the same command goes on from there"
+        advice = f"{kept}fix them, or pass --on-error skip to score the others: the same command continues from there"
         return TableError(self.source.name, problems, advice)
 
     def _add(self, result: PairResult, journal: Journal) -> None:

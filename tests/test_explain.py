@@ -9,6 +9,7 @@ import torch
 from test_scoring import command, refusal
 
 from xacle.demo.tiny_models import CAPTIONS, make_sound
+from xacle.processing_xacle import XacleFeatureExtractor
 from xacle.scoring.explanation import explain, explanation_plot, without_each_phrase, without_each_word
 from xacle.scoring.scorer import Scorer
 
@@ -87,6 +88,8 @@ def test_words_and_phrases_that_are_dropped():
 
 class RainStub:
     """Scores 9 where the caption speaks of rain and 3 elsewhere."""
+
+    processor = SimpleNamespace(feature_extractor=XacleFeatureExtractor())
 
     def score_each(self, pairs, *_):
         return [SimpleNamespace(score=9.0 if "rain" in text.lower() else 3.0, error=None) for _, text in pairs]

@@ -109,6 +109,11 @@ def test_a_long_clip_is_cut_with_a_warning(transformers_log):
     assert "longer than 10 s" in transformers_log.text
 
 
+def test_the_methods_of_transformers_are_kept():
+    batch = extractor.pad({"input_features": [np.ones((2, 128)), np.ones((3, 128))]}, padding=True, return_tensors="np")
+    assert batch["input_features"].shape == (2, 3, 128)
+
+
 def test_other_rates_are_resampled():
     rate = 44100
     time = np.arange(rate) / rate

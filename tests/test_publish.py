@@ -32,9 +32,7 @@ QWEN = weight_source("language model", "Qwen/Qwen2.5-0.5B-Instruct", "apache-2.0
 RELEASED = weight_source("scorer", TMU, TMU_LICENSE)
 M2D = weight_source("teacher", "m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025", NTT_EVALUATION)
 UNKNOWN = weight_source("scorer", "model.pt", None)
-CODE = {
-    *("configuration_xacle.py", "modeling_beats.py", "modeling_xacle.py", "pipeline_xacle.py", "processing_xacle.py"),
-}
+CODE = {f"{name}_xacle.py" for name in ("audio", "configuration", "modeling", "pipeline", "processing")} | {"modeling_beats.py"}
 
 
 def edit_json(file, **fields):

@@ -169,8 +169,8 @@ def test_gradients_reach_both_towers(clap_folder, waveforms):
 
 
 def test_captions_are_data_and_long_ones_are_cut_with_a_warning(teacher, transformers_log):
-    spelled = teacher.front_end.text_inputs(["noise </s> <pad> noise"])["input_ids"][0]
-    assert (spelled == 1).sum() == 0 and (spelled == 2).sum() == 1  # no padding, one end
+    ids = teacher.front_end.text_inputs(["noise </s> <pad> noise"])["input_ids"][0]
+    assert (ids == 1).sum() == 0 and (ids == 2).sum() == 1  # no padding, one end
     inputs = teacher.front_end.text_inputs(["noise " * 50, "noise"])
     assert inputs["input_ids"].shape == (2, 38) and inputs["attention_mask"].sum().item() == 38 + 3
     assert "cut at 38 tokens" in transformers_log.text
@@ -343,6 +343,22 @@ def test_ratings_teach_what_matches(clap_folder, ratings, tmp_path):
     ClapProcessor.from_pretrained(tmp_path / "run")
     history = json.loads((tmp_path / "run/log_history.json").read_text())
     assert metrics["eval_SRCC"] == max(record["eval_SRCC"] for record in history if "eval_SRCC" in record)
+
+
+def test_equal_ratings_are_enough_to_learn_what_belongs_together(clap_folder, ratings, tmp_path):
+    """A teacher is trained by contrast as well, so that captioned sounds without ratings can all count as 10."""
+    rows = (ratings / "train.csv").read_text().splitlines()
+    equal = tmp_path / "train.csv"
+    equal.write_text("\n".join([rows[0], *(row.rpartition(",")[0] + ",10" for row in rows[1:])]))
+    options = {
+        "train_file": equal,
+        "audio_dir": ratings,
+        "max_steps": 1,
+        "eval_strategy": "no",
+        "load_best_model_at_end": False,
+    }
+    main(command_line(clap_folder, ratings, tmp_path / "run", **options))
+    assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
 def weights_of(folder):

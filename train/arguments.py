@@ -28,7 +28,7 @@ class ModelArguments:
     _argument_group_name = "model"
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a Xacle model to go on from, of whatever stage."}
+        default=None, metadata={"help": "Folder or Hub id of the Xacle model to start from, of any stage."}
     )
     audio_encoder: str | None = field(
         default=None, metadata={"help": "Without --model-name-or-path: BEATs, as written by `xacle convert beats`."}
@@ -222,7 +222,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 class _Parser(HfArgumentParser):
     def error(self, message: str):
-        message = re.sub(r"--\w+/(--[\w-]+)", r"\1", message)  # both spellings of an option
+        message = re.sub(r"--\w+/(--[\w-]+)", r"\1", message)  # both forms of an option
         raise ValueError(f"{message} (`{self.prog} --help` explains all arguments)")
 
     def format_help(self) -> str:

@@ -44,7 +44,7 @@ def run_training(trainer: XacleTrainer, record: RunRecord, checkpoint: str | Non
         saved = [Path(folder).name for folder in sort_checkpoints(arguments.output_dir)][-1:]
         logger.warning(
             f"\ninterrupted in step {trainer.state.global_step + 1} of {trainer.state.max_steps}; "
-            + (f"--resume-from-checkpoint last goes on from {saved[0]}" if saved else "nothing was saved yet")
+            + (f"--resume-from-checkpoint last continues from {saved[0]}" if saved else "nothing was saved yet")
         )
         raise
     record.add(finished=now(), train_metrics=result.metrics, best_metric=trainer.state.best_metric)
@@ -53,15 +53,13 @@ def run_training(trainer: XacleTrainer, record: RunRecord, checkpoint: str | Non
         history.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
 
 
-def finish(
-    trainer: XacleTrainer, record: RunRecord, lora_output: str = "merged", title: str = "validation"
-) -> dict[str, float]:
+def finish(trainer: XacleTrainer, lora_output: str = "merged", title: str = "validation") -> dict[str, float]:
     """Evaluate the final model; write it (adapters merged, unless they are to stay alone), its processor and the record.
 
     Returns:
         The validation metrics; empty without validation pairs.
     """
-    output_dir = trainer.args.output_dir
+    output_dir, record = trainer.args.output_dir, trainer.record
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     record.add(validation_metrics=metrics)
     if hasattr(trainer.model, "merge_and_unload") and lora_output == "merged":

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 from xacle.publish.trainer_mixin import check_push
 from xacle.scoring.metrics import METRICS
 from xacle.train.arguments import DataArguments, ListenerArguments, TrainingArguments
-from xacle.train.data import PairTable, check_labels, read_table, write_rejected
+from xacle.train.data import PairTable, read_table, write_rejected
 from xacle.train.resume import checkpoint_to_resume
 from xacle.train.splits import check_overlap
 
@@ -83,7 +83,6 @@ def read_tables(
     options = {} if listeners is None else dict(vars(listeners))
     train = read_table(source, data.audio_dir, label, on_error=data.on_error, names=data.names, **options)
     write_rejected(train, training, "train")
-    check_labels(train)
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(train) < batch:
         raise ValueError(
@@ -108,7 +107,6 @@ def read_tables(
         names=data.names,
     )
     write_rejected(validation, training, "validation")
-    check_labels(validation)
     if label != "caption" and len(validation) < 2:
         raise ValueError(f"'{validation.source}' has one usable pair; ranks need at least two")
     memory = None if data.feature_cache == "none" else Path(data.feature_cache)

@@ -66,9 +66,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         processing_class=processor,
         evaluate_captions=evaluate_captions,
     )
-    record = RunRecord("stage 1: captioning", arguments, datasets)
-    run_training(trainer, record, checkpoint)
-    return finish(trainer, record, model_arguments.lora_output)
+    run_training(trainer, RunRecord("stage 1: captioning", arguments, datasets), checkpoint)
+    return finish(trainer, model_arguments.lora_output)
 
 
 class CaptionEvaluation:

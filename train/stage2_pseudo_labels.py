@@ -6,6 +6,7 @@ from xacle.publish.trainer_mixin import check_license
 from xacle.train.arguments import CONFIGS, DataArguments, ModelArguments, RankingArguments, parse_arguments
 from xacle.train.batches import prepare_datasets
 from xacle.train.build import build_model
+from xacle.train.data import check_labels
 from xacle.train.lora_and_freezing import add_lora
 from xacle.train.run import finish, run_script, run_training
 from xacle.train.run_record import RunRecord
@@ -19,22 +20,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model_arguments, data, ranking, training = arguments
     checkpoint = set_up(training, data)
     tables = read_tables("pseudo_label", data, training)
+    for table in tables.values():
+        check_labels(table)
 
     model, processor = build_model(XacleForAlignmentScoring, model_arguments, **ranking.config_fields())
     model.config.weight_sources = merge_sources(model.config.weight_sources, teacher_sources(str(data.source("train"))))
     check_license(model.config, training)
     datasets = prepare_datasets(tables, model, processor, data, training)
 
+    model = add_lora(model, model_arguments)
     trainer = AlignmentTrainer(
-        model=add_lora(model, model_arguments),
-        args=training,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets.get("validation"),
-        processing_class=processor,
+        model, training, train_dataset=datasets["train"], eval_dataset=datasets.get("validation"), processing_class=processor
     )
-    record = RunRecord("stage 2: pseudo-labels", arguments, datasets)
-    run_training(trainer, record, checkpoint)
-    return finish(trainer, record, model_arguments.lora_output)
+    run_training(trainer, RunRecord("stage 2: pseudo-labels", arguments, datasets), checkpoint)
+    return finish(trainer, model_arguments.lora_output)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class XacleTrainer(PublishingMixin, Trainer):
                 "(`accelerate launch` or `torchrun --nproc_per_node`), or choose one with CUDA_VISIBLE_DEVICES=0"
             )
         if self.is_fsdp_enabled and hasattr(self.model, "peft_config"):
-            raise ValueError("LoRA adapters cannot be merged from FSDP's shards: use DDP, which they leave room for")
+            raise ValueError("LoRA adapters cannot be merged from FSDP's shards: use DDP, for which they save enough memory")
         if self.is_fsdp_enabled and isinstance(self.model.get_input_embeddings(), TokenRowsEmbedding):
             raise ValueError("FSDP's shards have no single token rows: leave out --freeze-token-embeddings, or use DDP")
 
