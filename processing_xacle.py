@@ -208,6 +208,8 @@ class XacleProcessor(ProcessorMixin):
         audio_token, audio_start_token, audio_end_token, score_token (`str`): The special tokens. Released checkpoints call
             them `[AUDIO_START]` and so on.
         max_caption_tokens (`int`, defaults to 256): Longer captions are cut, with a warning.
+        prepend_bos (`bool`, defaults to `False`): Whether every row starts with the tokenizer's BOS token, for language models
+            that were trained with one. (Qwen2.5 was not.)
     """
 
     valid_processor_kwargs = XacleProcessorKwargs
@@ -224,6 +226,7 @@ class XacleProcessor(ProcessorMixin):
         audio_end_token: str = "<|AUDIO_END|>",
         score_token: str = "<|SCORE|>",
         max_caption_tokens: int = 256,
+        prepend_bos: bool = False,
     ):
         self.num_audio_tokens = num_audio_tokens
         self.audio_token = audio_token
@@ -231,6 +234,7 @@ class XacleProcessor(ProcessorMixin):
         self.audio_end_token = audio_end_token
         self.score_token = score_token
         self.max_caption_tokens = max_caption_tokens
+        self.prepend_bos = prepend_bos
         super().__init__(feature_extractor, tokenizer)
         known = tokenizer.get_added_vocab()
         tokens = (audio_token, audio_start_token, audio_end_token, score_token)
@@ -241,6 +245,8 @@ class XacleProcessor(ProcessorMixin):
             )
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no pad_token; Qwen's is '<|endoftext|>'")
+        if prepend_bos and tokenizer.bos_token_id is None:
+            raise ValueError("prepend_bos needs a tokenizer with a bos_token")
         self.audio_token_id, self.audio_start_token_id, self.audio_end_token_id, self.score_token_id = (
             known[token] for token in tokens
         )
@@ -301,14 +307,15 @@ class XacleProcessor(ProcessorMixin):
                 raise ValueError(f"got {len(captions)} captions and {clips} sounds; pass as many of each, or one of either")
             if captions is not None and len(captions) == 1:
                 captions = captions * clips
-        prompt = self._audio_ids()
+        start, audio_ids = self._bos_ids(), self._audio_ids()
+        prompt = start + audio_ids
         if captions is None:
             rows = [prompt] * clips
         elif task == "captioning":
             answers = [[*ids, self.tokenizer.eos_token_id] for ids in self.tokenize_captions(captions)]
             rows = [prompt + answer for answer in answers]
         else:
-            rows = [[*ids, *prompt, self.score_token_id] for ids in self.tokenize_captions(captions)]
+            rows = [[*start, *ids, *audio_ids, self.score_token_id] for ids in self.tokenize_captions(captions)]
         length = self._padded_length(rows, **text_kwargs)
         data["input_ids"] = self._pad(rows, length, self.tokenizer.pad_token_id)
         if captions is None or task == "captioning":
@@ -349,6 +356,9 @@ class XacleProcessor(ProcessorMixin):
     @staticmethod
     def _pad(rows: list[list[int]], length: int, value: int) -> torch.Tensor:
         return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+    def _bos_ids(self) -> list[int]:
+        return [self.tokenizer.bos_token_id] if self.prepend_bos else []
 
     def _audio_ids(self) -> list[int]:
         return [self.audio_start_token_id, *[self.audio_token_id] * self.num_audio_tokens, self.audio_end_token_id]
