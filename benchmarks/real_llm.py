@@ -22,7 +22,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +55,7 @@ LORA = {"lora_r": 16, "bf16": "true"}
 # Epochs and learning rates of stages 1, 2 and 3; the temperature is the paper's.
 REAL = ((6, 5e-4), (3, 3e-4), (15, 2e-4))
 SMALL = ((40, 1e-3), (30, 5e-4), (60, 2e-4))
+CLAP_EPOCHS = 12  # enough for ten captions
 QUICK_ROWS = 24  # of each table
 DTYPES = ("float32", "bfloat16", "int8")
 
@@ -134,27 +135,41 @@ def fetch_parts(folder: Path) -> None:
         model.extractall(folder / "sentence_model")
 
 
-def prepare(data: Path, folder: Path, quick: bool) -> None:
-    """The corpus, and in `folder/demo` what the demo's recipe makes of it before its stages: see `Inputs`."""
+def recipe_of(folder: Path, quick: bool) -> Recipe:
+    """The demo's recipe on the corpus in `folder/corpus`, whose steps before the stages make what these start from."""
+    recipe = Recipe(folder / "demo", Settings(quick, SEED, folder / "corpus"))
+    recipe.out.mkdir(exist_ok=True)
+    if not quick:
+        recipe.plan = replace(recipe.plan, clap_pairs=CLAP_EPOCHS * len(recipe.captions()))
+    return recipe
+
+
+def make_encoder(data: Path, folder: Path, quick: bool) -> None:
+    """The corpus, a small BEATs that classifies its events, and an untrained small scorer around it."""
     shutil.rmtree(folder, ignore_errors=True)
     esc10.write_esc10_corpus(data, folder / "corpus", SEED)
-    recipe = Recipe(folder / "demo", Settings(quick, SEED, folder / "corpus"))
-    recipe.out.mkdir()
-    recipe.make_tables(recipe.folder("tables"))
-    recipe.make_encoder(recipe.folder("encoder"))
-    recipe.train_clap(recipe.folder("clap"))
-    recipe.train_teacher(recipe.folder("teacher"))
-    recipe.label(recipe.folder("pseudo_labels"))
-    inputs = Inputs(folder)
-    for file in (inputs.captions, inputs.pseudo_labels, inputs.train, inputs.validation, inputs.test) if quick else ():
+    recipe, inputs = recipe_of(folder, quick), Inputs(folder)
+    for file in (inputs.captions, inputs.train, inputs.validation, inputs.test) if quick else ():
         file.write_text("".join(file.read_text().splitlines(keepends=True)[: 1 + QUICK_ROWS]))
+    recipe.make_encoder(recipe.folder("encoder"))
     encoder = BeatsModel.from_pretrained(recipe.folder("encoder"))
     encoder.config.weight_sources = [weight_source("audio encoder", "a small BEATs, trained on ESC-10", "apache-2.0")]
     encoder.save_pretrained(inputs.encoder)
 
 
+def make_teacher(folder: Path, quick: bool) -> None:
+    """A small CLAP, tuned on the ratings, and its pseudo-labels."""
+    recipe = recipe_of(folder, quick)
+    for name in ("tables", "clap", "untrained_clap", "teacher", "pseudo_labels"):  # of an interrupted attempt
+        shutil.rmtree(recipe.folder(name), ignore_errors=True)
+    recipe.make_tables(recipe.folder("tables"))
+    recipe.train_clap(recipe.folder("clap"))
+    recipe.train_teacher(recipe.folder("teacher"))
+    recipe.label(recipe.folder("pseudo_labels"))
+
+
 class Inputs:
-    """What `prepare` leaves: tables and their sounds, and the models that the stages start from."""
+    """What `make_encoder` and `make_teacher` leave: tables and their sounds, and the models that the stages start from."""
 
     def __init__(self, folder: Path):
         corpus, demo = Corpus(folder / "corpus"), folder / "demo"
@@ -296,7 +311,8 @@ def run(data: Path, output: Path, quick: bool) -> str:
     parts, inputs = output / "parts", Inputs(output / "inputs")
     language_model = parts / LANGUAGE_MODEL
     steps.run("fetch", fetch_parts, parts)
-    steps.run("inputs", prepare, data, output / "inputs", quick)
+    steps.run("inputs encoder", make_encoder, data, output / "inputs", quick)
+    steps.run("inputs teacher", make_teacher, output / "inputs", quick)
     test = Test.read(inputs)
 
     def stages(kind: str, start: dict, plan: tuple, **options) -> None:
