@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, Processo
 from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.utils import logging
 
-from .audio_xacle import MAX_FBANK_BATCH, MAX_SAMPLES, MIN_SAMPLES, SAMPLING_RATE, fbank, load_waveform
+from .audio_xacle import MAX_FBANK_BATCH, MAX_SAMPLES, MIN_SAMPLES, RESAMPLERS, SAMPLING_RATE, fbank, load_waveform
 
 # Saving the processor copies the modules it imports: this line makes the pipeline travel with the model folder.
 from .pipeline_xacle import XaclePipeline  # noqa: F401
@@ -33,6 +33,8 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate (`int`, defaults to 16000): The rate of BEATs, the only one; other audio is resampled.
         padding_value (`float`, defaults to 0.0): Value of padded samples.
         fbank_mean, fbank_std (`float`): AudioSet's statistics. Features are `(fbank - mean) / (2 * std)`.
+        resampler (`"soxr"` or `"sinc_hann"`, defaults to `"soxr"`): How sounds of other rates are resampled. `"sinc_hann"` is
+            the filter of the authors' system, see [`resample_sinc_hann`]; converted checkpoints have it.
     """
 
     model_input_names = ["input_features"]
@@ -44,14 +46,18 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         padding_value: float = 0.0,
         fbank_mean: float = 15.41663,
         fbank_std: float = 6.55582,
+        resampler: str = "soxr",
         **kwargs,
     ):
         if sampling_rate != SAMPLING_RATE:
             raise ValueError(f"BEATs works at {SAMPLING_RATE} Hz, got sampling_rate={sampling_rate}")
+        if resampler not in RESAMPLERS:
+            raise ValueError(f"resampler must be one of {', '.join(RESAMPLERS)}, got {resampler!r}")
         kwargs.setdefault("return_attention_mask", False)
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.fbank_mean = fbank_mean
         self.fbank_std = fbank_std
+        self.resampler = resampler
 
     @property
     def max_samples(self) -> int:
@@ -61,8 +67,8 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
     def fetch_audio(self, audio, sampling_rate: int | None = None):
         """One sound or a list of sounds (see [`load_waveform`]) -> one waveform `[samples]`, or a list of them."""
         if isinstance(audio, (list, tuple)) and not (audio and isinstance(audio[0], Real)):
-            return [load_waveform(item, sampling_rate) for item in audio]
-        return load_waveform(audio, sampling_rate)
+            return [load_waveform(item, sampling_rate, self.sampling_rate, self.resampler) for item in audio]
+        return load_waveform(audio, sampling_rate, self.sampling_rate, self.resampler)
 
     def windows(self, waveform: np.ndarray) -> list[np.ndarray]:
         """Cut `[samples]` into consecutive windows of 10 s; the last holds the rest."""

@@ -190,7 +190,8 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
     )
     model = model_from_tensors(XacleForAlignmentScoring, config, tensors, str(file))
     model.save_pretrained(output)
-    processor = XacleProcessor(XacleFeatureExtractor(), tokenizer, num_audio_tokens=config.num_audio_tokens, **TOKENS)
+    extractor = XacleFeatureExtractor(resampler="sinc_hann")  # the authors' system uses torchaudio's
+    processor = XacleProcessor(extractor, tokenizer, num_audio_tokens=config.num_audio_tokens, **TOKENS)
     processor.save_pretrained(output)
     card = MODEL_CARD.format(
         source=Path(source).name if Path(source).exists() else source,
