@@ -35,7 +35,7 @@ from xacle.benchmarks import esc10
 from xacle.benchmarks.measure import in_fresh_process, interleaved, machine, peak_memory, replace_section, table
 from xacle.clap.encoder import ClapEncoder
 from xacle.core.provenance import weight_source
-from xacle.demo.corpus import AVERAGE, Corpus, read_csv
+from xacle.demo.corpus import Corpus
 from xacle.demo.recipe import Recipe
 from xacle.demo.settings import Settings
 from xacle.modeling_beats import BeatsModel
@@ -149,7 +149,8 @@ def make_encoder(data: Path, folder: Path, quick: bool) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     esc10.write_esc10_corpus(data, folder / "corpus", SEED)
     recipe, inputs = recipe_of(folder, quick), Inputs(folder)
-    for file in (inputs.captions, inputs.train, inputs.validation, inputs.test) if quick else ():
+    for split in ("captions", "train", "validation", "test") if quick else ():
+        file = inputs.corpus.table(split)
         file.write_text("".join(file.read_text().splitlines(keepends=True)[: 1 + QUICK_ROWS]))
     recipe.make_encoder(recipe.folder("encoder"))
     encoder = BeatsModel.from_pretrained(recipe.folder("encoder"))
@@ -169,14 +170,12 @@ def make_teacher(folder: Path, quick: bool) -> None:
 
 
 class Inputs:
-    """What `make_encoder` and `make_teacher` leave: tables and their sounds, and the models that the stages start from."""
+    """What `make_encoder` and `make_teacher` leave: the corpus, pseudo-labels, and the models that the stages start from."""
 
     def __init__(self, folder: Path):
-        corpus, demo = Corpus(folder / "corpus"), folder / "demo"
-        self.captions, self.train, self.validation, self.test = map(corpus.table, ("captions", "train", "validation", "test"))
+        demo = folder / "demo"
+        self.corpus = Corpus(folder / "corpus")
         self.pseudo_labels = demo / "pseudo_labels/pseudo_labels.csv"
-        self.sounds = corpus.audio_dir("test").parent
-        self.true_captions = corpus.true_captions
         self.encoder, self.small, self.teacher = folder / "beats", demo / "untrained", demo / "teacher"
 
 
@@ -193,13 +192,13 @@ class Test:
     captions: list[str]
 
     @classmethod
-    def read(cls, inputs: Inputs) -> "Test":
-        true = inputs.true_captions()
-        rows = read_csv(inputs.test, AVERAGE)
-        names = [row["wav_file_name"] for row in rows]
-        sounds = [str(inputs.sounds / "test" / name) for name in names]
+    def read(cls, corpus: Corpus) -> "Test":
+        pairs, true = corpus.pairs("test"), corpus.true_captions()
         return cls(
-            sounds, [row["text"] for row in rows], [float(row["average_score"]) for row in rows], [true[name] for name in names]
+            [str(sound) for sound in corpus.sounds("test")],
+            [pair.text for pair in pairs],
+            [pair.rating for pair in pairs],
+            [true[pair.wav_file_name] for pair in pairs],
         )
 
     def srcc(self, scores) -> float:
@@ -309,20 +308,21 @@ def run(data: Path, output: Path, quick: bool) -> str:
     output.mkdir(parents=True, exist_ok=True)
     steps = Steps(output / "steps.json")
     parts, inputs = output / "parts", Inputs(output / "inputs")
-    language_model = parts / LANGUAGE_MODEL
+    language_model, corpus = parts / LANGUAGE_MODEL, inputs.corpus
     steps.run("fetch", fetch_parts, parts)
     steps.run("inputs encoder", make_encoder, data, output / "inputs", quick)
     steps.run("inputs teacher", make_teacher, output / "inputs", quick)
-    test = Test.read(inputs)
+    test = Test.read(inputs.corpus)
 
     def stages(kind: str, start: dict, plan: tuple, **options) -> None:
         """Stages 1, 1+2, 1+2+3 and 3 only, and their SRCC."""
         common = {"feature_cache": output / "cache", "seed": SEED, "max_grad_norm": 1.0, "warmup_steps": 0.1, **options}
-        validated = {"validation_file": inputs.validation, "validation_audio_dir": inputs.sounds / "validation"}
+        sounds = {split: {"audio_dir": corpus.audio_dir(split)} for split in ("captions", "train")}
+        validated = {"validation_file": corpus.table("validation"), "validation_audio_dir": corpus.audio_dir("validation")}
         unvalidated = {"eval_strategy": "no", "load_best_model_at_end": "false"}
-        captions = {"train_file": inputs.captions, "audio_dir": inputs.sounds / "captions"} | unvalidated
-        labels = {"train_file": inputs.pseudo_labels, "audio_dir": inputs.sounds / "captions"} | validated
-        ratings = {"train_file": inputs.train, "audio_dir": inputs.sounds / "train"} | validated
+        captions = {"train_file": corpus.table("captions")} | sounds["captions"] | unvalidated
+        labels = {"train_file": inputs.pseudo_labels} | sounds["captions"] | validated
+        ratings = {"train_file": corpus.table("train")} | sounds["train"] | validated
 
         def stage(name: str, main: Callable, amount: tuple, start: dict, table: dict) -> dict:
             folder = output / f"{kind}_{name}"
