@@ -453,6 +453,12 @@ def convert_tmu(
     source: Annotated[str, typer.Argument(help="Released folder or Hub id (config.json and model.pt), or a checkpoint file.")],
     output: Annotated[Path, typer.Argument(help="New folder for the converted model.")],
     llm: Annotated[str | None, typer.Option(help="Folder or Hub id of the language model (config and tokenizer only).")] = None,
+    beats: Annotated[
+        str | None, typer.Option(metavar="FILE_OR_DIR", help="BEATs, for a checkpoint that was saved without its encoder.")
+    ] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="lora_alpha of adapters that were not merged; what config.json says by default.")
+    ] = None,
 ):
     """Convert the authors' released scorer.
 
@@ -468,7 +474,7 @@ def convert_tmu(
             PreTrainedConfig.get_config_dict(llm)
     asked_for = ("the language model", "--llm") if Path(source).exists() else (source, "SOURCE")
     with loading(*asked_for):
-        typer.echo(f"converted: {convert_tmu(source, output, llm)}")
+        typer.echo(f"converted: {convert_tmu(source, output, llm, beats, lora_alpha)}")
 
 
 @convert_app.command("beats")

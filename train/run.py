@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import set_seed
 from transformers.trainer_utils import sort_checkpoints
 
+from xacle.core.state_dicts import use_umask
 from xacle.train.run_record import RunRecord, now
 from xacle.train.trainer import XacleTrainer
 
@@ -66,6 +67,7 @@ def finish(trainer: XacleTrainer, lora_output: str = "merged", title: str = "val
         trainer.model = trainer.model_wrapped = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model(output_dir, _internal_call=True)  # which pushes nothing: the card needs the record
     if trainer.is_world_process_zero():
+        use_umask(output_dir)
         record.write(output_dir)
     if trainer.args.push_to_hub:
         trainer.upload_folder(output_dir, "Model save")
