@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import set_seed
+from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_utils import sort_checkpoints
 
 from xacle.core.state_dicts import use_umask
@@ -32,6 +32,9 @@ def run_script(main: Callable[[], object]) -> None:
 def run_training(trainer: XacleTrainer, record: RunRecord, checkpoint: str | None) -> None:
     """Train, from `checkpoint` if there is one, and leave the best model (with validation) or the last in the trainer."""
     arguments = trainer.args
+    if arguments.early_stopping_patience is not None:
+        arguments.restore_callback_states_from_checkpoint = True  # a resumed run counts on
+        trainer.add_callback(EarlyStoppingCallback(arguments.early_stopping_patience))
     trainer.add_callback(record)
     trainer.record = record
     record.add(world_size=arguments.world_size, device=str(arguments.device), resumed_from=None)
