@@ -42,6 +42,7 @@ PATCH_FRAMES = 16  # BEATs cuts the fbank into patches of 16 frames by 16 mel bi
 MIN_SAMPLES = FRAME_LENGTH + (PATCH_FRAMES - 1) * HOP_LENGTH  # 2800: one patch
 MIN_CLIP_SECONDS = 0.1  # shorter ones are scored with a warning
 MAX_AMPLITUDE = 4.0  # louder ones are scored with a warning
+CUT_TOLERANCE_SECONDS = 0.1  # by which a cut may end after its sound
 
 # Resampling by a windowed sinc, as torchaudio's default.
 ZERO_CROSSINGS = 6  # of the sinc, on either side ("lowpass_filter_width")
@@ -65,7 +66,12 @@ class Waveform(np.ndarray):
 
 
 def load_waveform(
-    audio, sampling_rate: int | None = None, target_rate: int = SAMPLING_RATE, resampler: str = "soxr"
+    audio,
+    sampling_rate: int | None = None,
+    target_rate: int = SAMPLING_RATE,
+    resampler: str = "soxr",
+    start: float | None = None,
+    end: float | None = None,
 ) -> Waveform:
     """Any sound -> mono float32 waveform `[samples]` at `target_rate`, in [-1, 1].
 
@@ -73,24 +79,30 @@ def load_waveform(
 
     Args:
         audio: A path, an `http(s)://` URL, a `data:` URI, an audio file's bytes or the open file, a dict of `datasets`
-            (`{"array", "sampling_rate"}`, `{"bytes"}` or `{"path"}`), or an array, tensor or list of samples. Arrays may be
+            (`{"array", "sampling_rate"}`, `{"bytes"}` or `{"path"}`), or an array, tensor or list of samples. A dict may
+            hold `start` and `end` as well. Arrays may be
             `[samples]`, `[channels, samples]` or `[samples, channels]` (the shorter axis is the channels); integer
             arrays are scaled by their type's range. Files may be wav, flac, ogg, mp3 and whatever else libsndfile reads.
         sampling_rate: The rate of an array, in Hz. Without it, `target_rate` is assumed, with a warning.
         target_rate: The rate to return, in Hz; by default 16 kHz, the rate of BEATs.
         resampler: `"soxr"`, or `"sinc_hann"`, see [`resample_sinc_hann`].
+        start, end: The cut of the sound to return, in seconds; from its beginning and to its end by default. Files are
+            decoded from `start` on, not before it.
 
     Raises:
         FileNotFoundError, IsADirectoryError: if a path does not exist, or is a folder.
-        ValueError: if the sound cannot be decoded, is empty, or holds NaN or infinite samples. The message names the file.
+        ValueError: if the sound cannot be decoded, is empty, holds NaN or infinite samples, or does not hold the whole cut.
+            The message names the file.
         TypeError: if `audio` is of another type.
     """
     if isinstance(audio, dict):
+        cut = {"start": audio.get("start", start), "end": audio.get("end", end)}
         if audio.get("array") is not None:
-            return load_waveform(audio["array"], audio.get("sampling_rate") or sampling_rate, target_rate, resampler)
+            rate = audio.get("sampling_rate") or sampling_rate
+            return load_waveform(audio["array"], rate, target_rate, resampler, **cut)
         for key in ("bytes", "path"):
             if audio.get(key) is not None:
-                return load_waveform(audio[key], None, target_rate, resampler)
+                return load_waveform(audio[key], None, target_rate, resampler, **cut)
         raise ValueError(f"an audio dict needs 'array', 'bytes' or 'path', got the keys {sorted(audio)}")
     if hasattr(audio, "read"):
         if audio.seekable():
@@ -98,10 +110,16 @@ def load_waveform(
         audio = audio.read()
     if not isinstance(audio, (*FILE_TYPES, *ARRAY_TYPES)):
         raise TypeError(f"audio must be a path, URL, bytes, dict, array or tensor, got {type(audio).__name__}")
-    samples, name = audio, _name_of(audio)
+    name = _name_of(audio)
     if isinstance(audio, FILE_TYPES):
-        samples, sampling_rate = _decode(audio)
-    waveform = _resample(_to_mono(samples, name), sampling_rate, target_rate, resampler)
+        samples, sampling_rate = _decode(audio, start, end)
+        samples = _to_mono(samples, name)
+    else:
+        samples = _to_mono(audio, name)
+        if start is not None or end is not None:
+            first, last = cut_samples(len(samples), sampling_rate or target_rate, start, end, name)
+            samples = samples[first:last]
+    waveform = _resample(samples, sampling_rate, target_rate, resampler)
     if waveform.size == 0:
         raise ValueError(f"{name} holds no samples")
     if not np.isfinite(waveform).all():
@@ -154,16 +172,38 @@ def open_sound(source) -> "sf.SoundFile":
     return sound
 
 
-def _decode(source) -> tuple[np.ndarray, int]:
-    """A file -> the mean of its channels `[samples]`, and its rate in Hz."""
+def cut_samples(samples: int, rate: int, start: float | None, end: float | None, name: str) -> tuple[int, int]:
+    """Seconds -> the samples from which and up to which a cut of a sound goes.
+
+    Raises:
+        ValueError: if there is no such cut. An end up to `CUT_TOLERANCE_SECONDS` past the sound's is taken as its end: tables
+            hold rounded seconds.
+    """
+    seconds = samples / rate
+    begin, stop = 0.0 if start is None else start, seconds if end is None else end
+    if not 0 <= begin < stop:
+        raise ValueError(f"a cut of {name} must have 0 <= start < end, got {begin:g} to {stop:g} s")
+    if begin >= seconds or stop > seconds + CUT_TOLERANCE_SECONDS:
+        raise ValueError(f"{name} lasts {seconds:.6g} s: it holds no cut from {begin:g} to {stop:g} s")
+    return round(begin * rate), min(round(stop * rate), samples)
+
+
+def _decode(source, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, int]:
+    """A file, or a cut of it in seconds -> the mean of its channels `[samples]`, and its rate in Hz."""
     with open_sound(source) as sound:
+        first, last = 0, sound.frames
+        if start is not None or end is not None:
+            first, last = cut_samples(sound.frames, sound.samplerate, start, end, _name_of(source))
         try:
-            samples = sound.read(dtype="float32", always_2d=True).mean(axis=1)
+            if first:
+                sound.seek(first)
+            frames = last - first if last < sound.frames else -1
+            samples = sound.read(frames, dtype="float32", always_2d=True).mean(axis=1)
         except sf.LibsndfileError as error:
             raise ValueError(_undecodable(source, error)) from error
-        if len(samples) < 0.99 * sound.frames:
+        if len(samples) < 0.99 * (last - first):
             name = _name_of(source)
-            message = f"{name} is cut off or damaged: it announces {sound.frames} samples and holds {len(samples)}"
+            message = f"{name} is cut off or damaged: it announces {last - first} samples and holds {len(samples)}"
             if sound.format != "MP3":
                 raise ValueError(f"{message}; copy or export it again")
             logger.warning(message)  # only an estimate where an mp3 has no index

@@ -77,10 +77,11 @@ def read_tables(
         label: Of the training table: "rating", "pseudo_label" or "caption". Validation pairs have ratings or pseudo-labels
             in the first two cases.
     """
-    if data.train_file is None:
-        raise ValueError("pass --train-file, the table to train on")
+    source, validation_source = data.source("train"), data.source("validation")
+    if source is None:
+        raise ValueError("pass --train-file, the table to train on, or --train-dataset")
     options = {} if listeners is None else dict(vars(listeners))
-    train = read_table(data.train_file, data.audio_dir, label, on_error=data.on_error, **options)
+    train = read_table(source, data.audio_dir, label, on_error=data.on_error, names=data.names, **options)
     write_rejected(train, training, "train")
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(train) < batch:
@@ -90,7 +91,7 @@ def read_tables(
         )
     if label != "caption" and batch == 1:
         raise ValueError("a list needs at least two pairs: raise --per-device-train-batch-size")
-    if data.validation_file is None:
+    if validation_source is None:
         logger.warning("without --validation-file nothing is evaluated and the last weights are kept")
         training.eval_strategy = IntervalStrategy.NO
         training.do_eval = training.load_best_model_at_end = False
@@ -98,11 +99,12 @@ def read_tables(
             training.save_strategy = SaveStrategy.EPOCH
         return {"train": train}
     validation = read_table(
-        data.validation_file,
+        validation_source,
         data.validation_audio_dir,
         "caption" if label == "caption" else "any",
         on_error=data.on_error,
         audio_dir_option="--validation-audio-dir",
+        names=data.names,
     )
     write_rejected(validation, training, "validation")
     if label != "caption" and len(validation) < 2:

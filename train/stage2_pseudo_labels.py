@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         check_labels(table)
 
     model, processor = build_model(XacleForAlignmentScoring, model_arguments, **ranking.config_fields())
-    model.config.weight_sources = merge_sources(model.config.weight_sources, teacher_sources(data.train_file))
+    model.config.weight_sources = merge_sources(model.config.weight_sources, teacher_sources(str(data.source("train"))))
     check_license(model.config, training)
     datasets = prepare_datasets(tables, model, processor, data, training)
 
