@@ -273,6 +273,43 @@ def evaluate_command(
         scatter_plot(plot, evaluation)
 
 
+@app.command("select", rich_help_panel=COMPARE)
+def select_command(
+    scores: Annotated[Path, typer.Argument(help="Scores: pred_score and other columns (.csv, .jsonl, .parquet).")],
+    output: Annotated[Path | None, typer.Option(help="Where to write the rows kept, with all their columns.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Drop rows below this score.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Keep the N best rows of each value of --by.")] = None,
+    by: Annotated[str | None, typer.Option(help="wav_file_name, text or another column.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Keep this share of the rows that are left, e.g. 0.3.")] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Write the best and the worst sound of each text, for preference training (.csv, .jsonl)."),
+    ] = None,
+    min_margin: Annotated[float, typer.Option(min=0, help="Of pairs: the scores must differ by more than this.")] = 0.0,
+    score_column: Annotated[str | None, typer.Option(help="The column of the scores, if not pred_score.")] = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="At rows without a score or --by: stop, or drop and count them.")
+    ] = OnError.stop,
+):
+    """Keep the best rows of a table of scores, and make preference pairs. It needs no model.
+
+    `xacle select scores.csv --min-score 5 --output good.csv`
+
+    `xacle select scores.csv --top 3 --by wav_file_name --output captions.csv`
+
+    `xacle select scores.csv --pairs pairs.jsonl --min-margin 1`
+
+    Of several options, --min-score comes first, then --top, then --keep. Of equal scores, earlier rows are the better ones. It
+    prints what was dropped and a histogram (# kept, . dropped); without --output and --pairs, nothing else.
+    """
+    from xacle.scoring.selection import SelectionOptions, select
+
+    if (top is None) != (by is None):
+        raise typer.BadParameter("--top and --by go together: the N best rows of each value of a column")
+    chosen = SelectionOptions(min_score, top, by, keep, min_margin, score_column, on_error.value)
+    typer.echo(str(select(scores, output, pairs, chosen)))
+
+
 @app.command("compare", rich_help_panel=COMPARE)
 def compare_command(
     systems: Annotated[

@@ -14,6 +14,7 @@ _MODULES = {
     "evaluate": "evaluation",
     "explain": "explanation",
     "score_table": "table_job",
+    "select": "selection",
 }
 __all__ = list(_MODULES)
 

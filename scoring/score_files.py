@@ -1,5 +1,7 @@
 """Files of scores and of ratings, as evaluating, comparing and ensembles read them, and whose rows are about the same pair."""
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +21,9 @@ from xacle.core.columns import (
     columns_of,
     find_column,
 )
-from xacle.core.tables import name_of, number_of, read_rows
+from xacle.core.tables import complete_file, name_of, number_of, read_rows
+
+RATING, COSINE = "rating", "cosine"  # kinds of scores: on the scale of ratings, or of CLAPs
 
 
 class PairKey(NamedTuple):
@@ -152,3 +156,39 @@ def pairs_by_text(files: Sequence[ScoreFile]) -> bool:
                 f"'{other_text}'{more}; the tables must be of the same pairs"
             )
     return False
+
+
+# --- What made the scores ------------------------------------------------------------------------------------------------
+
+
+def sidecar_of(table: Path) -> Path:
+    """The file beside a table of scores that says what they are: `<table>.json`."""
+    return table.with_name(table.name + ".json")
+
+
+def write_sidecar(table: Path, model: str, kind: str) -> None:
+    """Write `{"model", "kind"}`: which model made a table's scores, and whether they are ratings or cosines."""
+    with complete_file(sidecar_of(table)) as file:
+        file.write(json.dumps({"model": model, "kind": kind}, ensure_ascii=False) + "\n")
+
+
+def read_sidecar(table: Path) -> dict:
+    """What [`write_sidecar`] wrote; `{}`, which stands for ratings, if there is none.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    sidecar = sidecar_of(table)
+    if not sidecar.is_file():
+        return {}
+    try:
+        found = json.loads(sidecar.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{sidecar}', which says what made '{table.name}', is damaged ({error}); delete it") from error
+    return found if isinstance(found, dict) else {}
+
+
+def copy_sidecar(table: Path, output: Path) -> None:
+    """Say of a part of a table what is said of the table."""
+    if sidecar_of(table).is_file():
+        shutil.copyfile(sidecar_of(table), sidecar_of(output))
