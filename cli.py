@@ -116,7 +116,7 @@ def score_command(
 
     `xacle score --model DIR --input pairs.csv --audio-dir wav --output scores.csv`
 
-    An interrupted table goes on where it stopped when the same command is given again.
+    An interrupted table continues where it stopped when the same command is given again.
 
     With `--num-shards` and `--shard`, or under torchrun or accelerate launch, each process scores a share of the clips and
     leaves it beside the output as OUTPUT.shard-I-of-N; the one that finishes last writes the output, in the table's order.

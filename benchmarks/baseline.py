@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from xacle.audio_xacle import SAMPLING_RATE, load_waveform
+from xacle.audio_xacle import SAMPLING_RATE
 from xacle.processing_xacle import XacleProcessor
 
 
@@ -36,7 +36,7 @@ class PlainModel:
     def encode(self, audio: list[Path]) -> torch.Tensor:
         """Sounds -> the language model's input `[sounds, 100, 896]`."""
         extractor = self.processor.feature_extractor
-        fbank = [extractor(load_waveform(path), SAMPLING_RATE, return_tensors="pt")["input_features"] for path in audio]
+        fbank = [extractor(extractor.fetch_audio(path), SAMPLING_RATE, return_tensors="pt")["input_features"] for path in audio]
         fbank = torch.cat(fbank).to(self.model.device)
         no_padding = torch.ones(fbank.shape[:2], dtype=torch.long, device=fbank.device)
         return self.model.get_audio_features(fbank, attention_mask=no_padding).pooler_output

@@ -10,7 +10,6 @@ demo's simulated listeners rate each pair.
 """
 
 import argparse
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +18,8 @@ import numpy as np
 from transformers.utils import logging
 
 from xacle.benchmarks.demo_seeds import print_seeds
-from xacle.demo.corpus import PAIR, RatedPair, write_csv, write_ratings
+from xacle.core.tables import read_rows, write_rows
+from xacle.demo.corpus import PAIR, RatedPair, write_ratings
 from xacle.demo.run import run_demo
 from xacle.demo.settings import Settings
 from xacle.demo.simulated_listeners import make_panel, rate_pair
@@ -49,8 +49,7 @@ ABOUT_RATINGS = (
 
 
 def read_meta(data: Path) -> list[dict[str, str]]:
-    with (data / "meta.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = [row for _, row in read_rows(data / "meta.csv")]
     if unknown := {row["label"] for row in rows} - FAMILIES.keys():
         raise SystemExit(f"{data}/meta.csv has labels that are not ESC-10's: {sorted(unknown)}")
     return [row | {"wav_file_name": Path(row["file"]).name} for row in rows]
@@ -95,10 +94,10 @@ def write_esc10_corpus(data: Path, folder: Path, seed: int) -> None:
             panel = make_panel(panels[split], LISTENERS, seed)
             summary[split] = write_ratings(folder, split, rated_pairs(rows, captions, panel, rng))
     for table, rows in (("captions", captioned), ("test_captions", test)):
-        write_csv(folder / f"meta_data/{table}.csv", PAIR, [(row["wav_file_name"], row["caption"]) for row in rows])
+        write_rows(folder / f"meta_data/{table}.csv", PAIR, [(row["wav_file_name"], row["caption"]) for row in rows])
     events = [(f"captions/{row['wav_file_name']}", row["label"], "train") for row in captioned]
     events += [(f"test/{row['wav_file_name']}", row["label"], "test") for row in test]
-    write_csv(folder / "events.csv", ("wav_file_name", "labels", "split"), events)
+    write_rows(folder / "events.csv", ("wav_file_name", "labels", "split"), events)
     (folder / "corpus.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 

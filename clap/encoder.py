@@ -19,7 +19,7 @@ from transformers.utils import logging
 from xacle.audio_xacle import MAX_CLIP_SECONDS, load_waveform
 from xacle.clap.m2d_modeling import M2dClapModel
 from xacle.clap.m2d_processing import MIN_SAMPLES, M2dClapProcessor
-from xacle.core.loading import is_hub_id, usable_device
+from xacle.core.loading import check_folder_or_hub_id, usable_device
 from xacle.core.provenance import sources_of
 
 logger = logging.get_logger(__name__)
@@ -131,11 +131,7 @@ class ClapEncoder:
             FileNotFoundError, ValueError: if there is no such folder, it holds another model, lacks weights or a processor
                 that fits, or the device cannot be used.
         """
-        folder = Path(path)
-        if not folder.is_dir() and (folder.exists() or not is_hub_id(path)):
-            raise FileNotFoundError(f"no CLAP folder at '{path}' (and it is no Hub id, which looks like owner/name)")
-        if folder.is_dir() and not (folder / "config.json").is_file():
-            raise ValueError(f"'{path}' is no model folder: it has no config.json")
+        check_folder_or_hub_id(path, "CLAP")
         model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
         if model_type not in CLASSES:
             raise ValueError(f"'{path}' holds a model of type {model_type!r}; a CLAP is of type 'clap' or 'm2d_clap'")

@@ -19,7 +19,8 @@ from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
 from xacle.clap.m2d_modeling import LICENSE_NOTICE, M2dClapModel
 from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
 from xacle.core.provenance import NTT_EVALUATION, weight_source
-from xacle.core.state_dicts import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
+from xacle.core.state_dicts import check_tensors, model_from_tensors, read_checkpoint
+from xacle.core.tables import check_output_folder
 
 logger = logging.get_logger(__name__)
 

@@ -27,10 +27,10 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
+from xacle.core.provenance import NOTICE_FILE
 
 MAX_LOGIT_SCALE = math.log(100)  # as in CLIP
 
-LICENSE_FILE = "LICENSE_NOTICE.md"
 LICENSE_NOTICE = """\
 # License of M2D-CLAP weights
 
@@ -184,7 +184,7 @@ class M2dClapPreTrainedModel(PreTrainedModel):
             self.push_to_hub()
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         if is_main_process:
-            (Path(save_directory) / LICENSE_FILE).write_text(LICENSE_NOTICE, encoding="utf-8")
+            (Path(save_directory) / NOTICE_FILE).write_text(LICENSE_NOTICE, encoding="utf-8")
 
     def push_to_hub(self, *args, **kwargs):
         """Always raises `PermissionError`: NTT's license forbids distribution. `xacle push` asks before it uploads."""
@@ -253,7 +253,7 @@ class M2dClapAudioModel(M2dClapPreTrainedModel):
     ) -> tuple | BaseModelOutputWithPooling:
         """
         Args:
-            input_features: Normalised log-mel `[batch, frames, num_mel_bins]`, of any length, as
+            input_features: Normalized log-mel `[batch, frames, num_mel_bins]`, of any length, as
                 [`M2dClapFeatureExtractor`] returns it.
             input_lengths: `[batch]`, each clip's frames without padding, at least 1; all frames if missing. With it a clip's
                 embedding does not depend on what it is batched with.
@@ -391,4 +391,4 @@ class M2dClapModel(M2dClapPreTrainedModel):
 AutoModel.register(M2dClapAudioConfig, M2dClapAudioModel, exist_ok=True)
 AutoModel.register(M2dClapConfig, M2dClapModel, exist_ok=True)
 
-__all__ = ["LICENSE_FILE", "LICENSE_NOTICE", "M2dClapAudioModel", "M2dClapModel", "M2dClapPreTrainedModel"]
+__all__ = ["LICENSE_NOTICE", "M2dClapAudioModel", "M2dClapModel", "M2dClapPreTrainedModel"]

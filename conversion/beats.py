@@ -8,7 +8,8 @@ from transformers.activations import ACT2FN
 
 from xacle.configuration_xacle import BeatsConfig
 from xacle.core.provenance import weight_source
-from xacle.core.state_dicts import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
+from xacle.core.state_dicts import check_tensors, model_from_tensors, read_checkpoint
+from xacle.core.tables import check_output_folder
 from xacle.modeling_beats import BeatsForAudioClassification, BeatsModel
 from xacle.processing_xacle import XacleFeatureExtractor
 

@@ -13,7 +13,8 @@ from xacle.configuration_xacle import BeatsConfig, XacleConfig
 from xacle.conversion.beats import rename_beats_tensors
 from xacle.core.loading import is_hub_id
 from xacle.core.provenance import TMU, TMU_LICENSE, license_on_card, weight_source
-from xacle.core.state_dicts import check_output_folder, check_tensors, model_from_tensors, read_checkpoint
+from xacle.core.state_dicts import check_tensors, model_from_tensors, read_checkpoint
+from xacle.core.tables import check_output_folder
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 

@@ -17,6 +17,7 @@ AVERAGE_COLUMNS = ("average_score", "average_semantic_alignement_score")  # in t
 LISTENER_COLUMNS = ("score",)  # one listener's rating; the listener is named by listener_id
 RATING_COLUMNS = AVERAGE_COLUMNS + LISTENER_COLUMNS
 PSEUDO_LABEL_COLUMNS = ("clap_score",)
+EVENT_COLUMNS = ("labels",)  # the kinds of events in a sound, separated by ";"
 
 # What a table to train on may have as its label.
 LABEL_COLUMNS = {

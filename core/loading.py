@@ -48,18 +48,24 @@ def is_hub_id(name: str | Path) -> bool:
     return "/" in str(name)
 
 
+def check_folder_or_hub_id(model: str | Path, kind: str = "model") -> None:
+    """Raise `FileNotFoundError` or `ValueError` if `model` is neither a folder with a config.json nor a Hub id."""
+    folder = Path(model)
+    if not folder.is_dir() and (folder.exists() or not is_hub_id(model)):
+        raise FileNotFoundError(f"no {kind} folder at '{model}' (and it is no Hub id, which looks like owner/name)")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"'{model}' is no model folder: it has no config.json")
+
+
 def check_model_folder(model: str | Path) -> None:
     """Raise an error that helps if `model` is neither a folder with a scorer nor a Hub id."""
     folder = Path(model)
-    if not folder.is_dir() and (folder.exists() or not is_hub_id(model)):
-        raise FileNotFoundError(f"no model folder at '{model}' (and it is no Hub id, which looks like owner/name)")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ValueError(
             f"'{model}' is a LoRA adapter without its base: AutoModel.from_pretrained loads both; `--lora-output merged` makes "
             "a folder that xacle's commands load"
         )
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"'{model}' is no model folder: it has no config.json")
+    check_folder_or_hub_id(model)
     config, _ = XacleConfig.get_config_dict(model)
     if config.get("model_type") != XacleConfig.model_type:
         raise ValueError(

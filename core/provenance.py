@@ -16,6 +16,7 @@ from xacle.core.clips import file_digest
 
 TMU = "Atotti/xacle-tmu-2026"  # the weights that the paper's authors published
 TMU_LICENSE = "cc-by-nc-4.0"
+NOTICE_FILE = "LICENSE_NOTICE.md"  # beside weights: what their license asks for
 NTT_EVALUATION = "ntt-evaluation"  # M2D's license agreement, see publish/license.py; not one of the Hub's
 RUN_RECORD = "run.json"  # what a training run leaves beside its weights
 

@@ -57,11 +57,3 @@ def model_from_tensors(model_class: type[PreTrainedModel], config, tensors: dict
         raise ValueError(f"'{source}' does not fit {model_class.__name__}:\n  " + "\n  ".join(problems))
     model.load_state_dict(tensors, assign=True)
     return model.eval()
-
-
-def check_output_folder(folder: str | Path) -> Path:
-    """An output folder must be new or empty: nothing of the user's is overwritten."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"'{folder}' exists and is not an empty folder; choose another output")
-    return folder

@@ -167,7 +167,7 @@ def open_table(source) -> TableSource:
 
 
 def name_of(row: dict, column: str, table: Path, line: int) -> str:
-    """A row's file name. Raises `ValueError`, naming table and line, if it has none."""
+    """A row's file name, or another text it must have. Raises `ValueError`, naming table and line, if it has none."""
     name = row.get(column)
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"'{table}', line {line}: no {column}, got {name!r}")
@@ -310,6 +310,14 @@ def check_output(output: Path | None, inputs: Iterable[Path] = (), suffixes: Seq
         raise FileNotFoundError(f"'{output}' cannot be written: its folder does not exist")
     if overwritten := [path for path in inputs if path.resolve() == output.resolve()]:
         raise ValueError(f"'{output}' would overwrite the input '{overwritten[0]}'; choose another output")
+
+
+def check_output_folder(folder: str | Path) -> Path:
+    """An output folder must be new or empty: nothing of the user's is overwritten."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"'{folder}' exists and is not an empty folder; choose another output")
+    return folder
 
 
 def rejected_file(output: Path) -> Path:

@@ -3,7 +3,6 @@
 In the paper it is a download: BEATs trained on AudioSet.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,9 @@ from tqdm import tqdm
 
 from xacle.audio_xacle import SAMPLING_RATE
 from xacle.configuration_xacle import BeatsConfig
-from xacle.demo.corpus import Corpus, read_csv
+from xacle.core.columns import EVENT_COLUMNS, FILE_COLUMNS, column_of
+from xacle.core.tables import name_of, read_rows
+from xacle.demo.corpus import Corpus
 from xacle.modeling_beats import BeatsForAudioClassification
 from xacle.processing_xacle import XacleFeatureExtractor
 from xacle.soundscapes.random_numbers import pick
@@ -49,27 +50,23 @@ def read_events(corpus: Corpus) -> tuple[LabeledClips, LabeledClips | None]:
     Raises:
         FileNotFoundError, ValueError: if the table or a sound is missing or cannot be read.
     """
-    rows = read_csv(corpus.folder / "events.csv", ("wav_file_name", "labels"))
-    classes = tuple(sorted({label for row in rows for label in labels_of(row)}))
-    held_out = [row for row in rows if row.get("split") == "test"]
-    train = [row for row in rows if row.get("split") != "test"]
-    if not train:
-        raise ValueError(f"'{corpus.folder / 'events.csv'}' has no rows to train on")
+    table = corpus.folder / "events.csv"
+    rows = read_rows(table)
+    file_column, label_column = column_of(rows, FILE_COLUMNS, table), column_of(rows, EVENT_COLUMNS, table)
+    parts = {"train": [], "test": []}
+    for line, row in rows:
+        labels = {label.strip() for label in (row[label_column] or "").split(";") if label.strip()}
+        parts["test" if row.get("split") == "test" else "train"].append((name_of(row, file_column, table, line), labels))
+    if not parts["train"]:
+        raise ValueError(f"'{table}' has no rows to train on")
+    classes = tuple(sorted({label for part in parts.values() for _, labels in part for label in labels}))
 
-    def load(rows: Iterable[dict]) -> LabeledClips:
-        sounds = [corpus.folder / "wav" / row["wav_file_name"] for row in rows]
-        labels = [[float(name in labels_of(row)) for name in classes] for row in rows]
-        return LabeledClips(
-            torch.stack([fbank_of(str(sound)) for sound in tqdm(sounds, desc="events", unit="clip")]),
-            torch.tensor(labels),
-            classes,
-        )
+    def load(part: list[tuple[str, set[str]]]) -> LabeledClips:
+        fbanks = [fbank_of(str(corpus.folder / "wav" / name)) for name, _ in tqdm(part, desc="events", unit="clip")]
+        labels = [[float(name in labels) for name in classes] for _, labels in part]
+        return LabeledClips(torch.stack(fbanks), torch.tensor(labels), classes)
 
-    return load(train), load(held_out) if held_out else None
-
-
-def labels_of(row: dict[str, str]) -> set[str]:
-    return {label.strip() for label in row["labels"].split(";") if label.strip()}
+    return load(parts["train"]), load(parts["test"]) if parts["test"] else None
 
 
 def small_beats_config(classes: int) -> BeatsConfig:

@@ -9,20 +9,28 @@ events.csv                                       optional, to train the audio en
 corpus.json                                      optional, for the report: see `Corpus.summary`
 """
 
-import csv
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from xacle.core.columns import (
+    AVERAGE_COLUMNS,
+    FILE_COLUMNS,
+    LISTENER_COLUMNS,
+    LISTENER_ID_COLUMNS,
+    TEXT_COLUMNS,
+    column_of,
+)
+from xacle.core.tables import name_of, number_of, read_rows, write_rows
 from xacle.demo.simulated_listeners import ListenerRating
 from xacle.scoring.metrics import alignment_metrics
 
 RATED = ("train", "validation", "test")
-PAIR = ("wav_file_name", "text")
-AVERAGE = (*PAIR, "average_score")
+PAIR = FILE_COLUMNS[:1] + TEXT_COLUMNS[:1]  # the columns of the tables that are written
+AVERAGE = PAIR + AVERAGE_COLUMNS[:1]
+LISTENERS = PAIR + LISTENER_COLUMNS + LISTENER_ID_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,7 @@ class Corpus:
         return self.folder / "wav" / split
 
     def pairs(self, split: str) -> list[CorpusPair]:
-        rows = read_csv(self.table(split), AVERAGE if split in RATED else PAIR)
-        return [CorpusPair(row["wav_file_name"], row["text"], _rating_of(row)) for row in rows]
+        return read_corpus_pairs(self.table(split), rated=split in RATED)
 
     def sounds(self, split: str) -> list[Path]:
         """The sound of each pair."""
@@ -57,7 +64,7 @@ class Corpus:
     def true_captions(self) -> dict[str, str]:
         """A caption that fits each test clip, by file name, in the table's order; empty if the corpus has none."""
         table = self.folder / "meta_data/test_captions.csv"
-        return {row["wav_file_name"]: row["text"] for row in read_csv(table, PAIR)} if table.is_file() else {}
+        return {pair.wav_file_name: pair.text for pair in read_corpus_pairs(table)} if table.is_file() else {}
 
     def check(self) -> None:
         """Raise `FileNotFoundError` or `ValueError`, naming the table, if a table or a sound is missing."""
@@ -83,24 +90,16 @@ class Corpus:
         return {"captions": len(self.pairs("captions")), **known, **counts}
 
 
-def _rating_of(row: dict[str, str]) -> float | None:
-    return float(row["average_score"]) if "average_score" in row else None
-
-
-def read_csv(table: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file. Raises `FileNotFoundError` or `ValueError` if it is missing or lacks one of `columns`."""
-    if not table.is_file():
-        raise FileNotFoundError(f"the corpus has no '{table}', which must have the columns {', '.join(columns)}")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if missing := [column for column in columns if column not in (reader.fieldnames or ())]:
-            raise ValueError(f"'{table}' lacks the column {missing[0]}; it has {', '.join(reader.fieldnames or ())}")
-        return list(reader)
-
-
-def write_csv(table: Path, columns: Iterable[str], rows: Iterable) -> None:
-    with table.open("w", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
+def read_corpus_pairs(table: Path, rated: bool = False) -> list[CorpusPair]:
+    """The rows of a table. Raises `FileNotFoundError` or `ValueError` if it is missing, or lacks a column or a value."""
+    rows = read_rows(table)
+    name, text = column_of(rows, FILE_COLUMNS, table), column_of(rows, TEXT_COLUMNS, table)
+    rating = column_of(rows, AVERAGE_COLUMNS, table) if rated else None
+    pairs = []
+    for line, row in rows:
+        mean = number_of(row, rating, table, line) if rated else None
+        pairs.append(CorpusPair(name_of(row, name, table, line), name_of(row, text, table, line), mean))
+    return pairs
 
 
 @dataclass
@@ -125,8 +124,8 @@ def write_ratings(folder: Path, split: str, pairs: list[RatedPair]) -> dict:
     """
     rows = [(pair.wav_file_name, pair.text, one.score, one.listener_id) for pair in pairs for one in pair.ratings]
     means = [pair.mean for pair in pairs]
-    write_csv(folder / f"meta_data/{split}.csv", (*PAIR, "score", "listener_id"), rows)
-    write_csv(
+    write_rows(folder / f"meta_data/{split}.csv", LISTENERS, rows)
+    write_rows(
         folder / f"meta_data/{split}_average.csv", AVERAGE, [(pair.wav_file_name, pair.text, pair.mean) for pair in pairs]
     )
     return {

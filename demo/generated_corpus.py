@@ -14,9 +14,9 @@ import soundfile as sf
 import torch
 from tqdm import tqdm
 
-from xacle.core.state_dicts import check_output_folder
+from xacle.core.tables import check_output_folder, write_rows
 from xacle.demo.audio_encoder import LabeledClips, fbank_of
-from xacle.demo.corpus import PAIR, RatedPair, write_csv, write_ratings
+from xacle.demo.corpus import PAIR, RatedPair, write_ratings
 from xacle.demo.simulated_listeners import make_panel, rate_pair
 from xacle.soundscapes.agreement import agreement
 from xacle.soundscapes.captions import describe
@@ -113,11 +113,11 @@ def write_corpus(
                 bar.update()
             first += size
             if split == "captions":
-                write_csv(folder / "meta_data/captions.csv", PAIR, [(pair.wav_file_name, pair.text) for pair in pairs])
+                write_rows(folder / "meta_data/captions.csv", PAIR, [(pair.wav_file_name, pair.text) for pair in pairs])
             else:
                 summary[split] = write_ratings(folder, split, pairs)
             if split == "test":
-                write_csv(folder / "meta_data/test_captions.csv", PAIR, true_captions)
+                write_rows(folder / "meta_data/test_captions.csv", PAIR, true_captions)
     (folder / "corpus.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 

@@ -3,7 +3,6 @@
 The steps are those of the full recipe and call the same code, with small numbers: see `STEPS` and `Recipe`'s methods.
 """
 
-import csv
 import gc
 import json
 import shutil
@@ -16,8 +15,9 @@ import soundfile as sf
 import torch
 
 from xacle.core.provenance import sources_of, weight_source
+from xacle.core.tables import stream_rows, write_rows
 from xacle.demo.audio_encoder import read_events, share_found, train_encoder
-from xacle.demo.corpus import AVERAGE, RATED, Corpus, write_csv
+from xacle.demo.corpus import AVERAGE, RATED, Corpus
 from xacle.demo.generated_corpus import event_clips, scene_clips, write_corpus
 from xacle.demo.settings import Settings
 from xacle.demo.systems import BLIND_CAPTION, score_systems
@@ -54,7 +54,7 @@ class Recipe:
         """Tables besides the corpus' own: captions as pairs that match, and ratings with the sound or the caption hidden."""
         folder.mkdir()
         sf.write(folder / "silence.wav", np.zeros(SAMPLES, dtype=np.float32), SAMPLING_RATE)
-        write_csv(
+        write_rows(
             folder / "matched.csv", AVERAGE, [(pair.wav_file_name, pair.text, 10) for pair in self.corpus.pairs("captions")]
         )
         for split in RATED:
@@ -63,9 +63,9 @@ class Recipe:
                 of_text.setdefault(pair.text, []).append(pair.rating)
                 of_sound.setdefault(pair.wav_file_name, []).append(pair.rating)
             silent = [("silence.wav", text, np.mean(ratings)) for text, ratings in of_text.items()]
-            write_csv(folder / f"{split}{AUDIO_BLIND}.csv", AVERAGE, silent)
+            write_rows(folder / f"{split}{AUDIO_BLIND}.csv", AVERAGE, silent)
             captionless = [(name, BLIND_CAPTION, np.mean(ratings)) for name, ratings in of_sound.items()]
-            write_csv(folder / f"{split}{CAPTION_BLIND}.csv", AVERAGE, captionless)
+            write_rows(folder / f"{split}{CAPTION_BLIND}.csv", AVERAGE, captionless)
 
     def make_encoder(self, folder: Path) -> dict:
         """A small BEATs that classifies events, unless an encoder is given; and an untrained scorer around it."""
@@ -219,8 +219,7 @@ class Recipe:
             "disable_tqdm": "false",
             **(self.ratings("validation") if validation else {"eval_strategy": "no", "load_best_model_at_end": "false"}),
         } | options
-        with options["train_file"].open(newline="") as file:
-            rows = sum(1 for _ in csv.DictReader(file))
+        rows = sum(1 for _ in stream_rows(options["train_file"]))
         batch_size = min(options["per_device_train_batch_size"], rows)  # the last, smaller batch is dropped
         options["per_device_train_batch_size"] = batch_size
         main([part for name, value in options.items() for part in (f"--{name}", str(value))])

@@ -1,6 +1,5 @@
 """`xacle demo`: run the recipe's steps, skip those that are finished, and write results and report."""
 
-import csv
 import json
 import os
 import platform
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from xacle.core.tables import stream_rows
 from xacle.demo.recipe import STEPS, Recipe, Step
 from xacle.demo.report import format_table, write_report
 from xacle.demo.settings import Settings
@@ -81,8 +81,7 @@ def command_of(settings: dict) -> str:
 def report(recipe: Recipe) -> dict:
     """`results.json`, `table.md` and `report.html`; returns what the first holds."""
     done = {step.name: recipe.step_record(step.name) for step in STEPS}
-    with (recipe.folder("results") / "test_stage123.csv").open(newline="") as file:
-        scores = [float(row["pred_score"]) for row in csv.DictReader(file)]
+    scores = [float(row["pred_score"]) for _, row in stream_rows(recipe.folder("results") / "test_stage123.csv")]
     run = {
         "seed": recipe.seed,
         "quick": recipe.settings.quick,

@@ -9,8 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from xacle.core.loading import is_hub_id
-from xacle.core.provenance import read_json, record_of
-from xacle.publish.license import NOTICE_FILE, Terms
+from xacle.core.provenance import NOTICE_FILE, read_json, record_of
+from xacle.publish.license import Terms
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 

@@ -17,7 +17,6 @@ OTHERS = (
 LICENSES = sorted({*PERMISSIVE, *NON_COMMERCIAL, *OTHERS, "other"})  # the Hub's identifiers that suit weights
 
 DEFAULT = "apache-2.0"
-NOTICE_FILE = "LICENSE_NOTICE.md"
 NOTICES = {
     TMU: f"[{TMU}](https://huggingface.co/{TMU}) is licensed CC-BY-NC-4.0: name its authors, and make no commercial use of it "
     "or of what derives from it.",

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 from yaml import YAMLError
 
-from xacle.core.provenance import read_json, sources_of
+from xacle.core.provenance import NOTICE_FILE, read_json, sources_of
 from xacle.publish.card import Example, kind_of, render_card
-from xacle.publish.license import NOTICE_FILE, Terms, terms_of
+from xacle.publish.license import Terms, terms_of
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")

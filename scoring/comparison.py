@@ -133,7 +133,7 @@ def tables_of(paths: Sequence[Path]) -> list[Path]:
 
 
 def names_of(tables: Sequence[Path]) -> list[str]:
-    """What to call the systems: the files' names without suffix, with as many folders as tell them apart."""
+    """What to call the systems: the files' names without suffix, with as many folders as make them differ."""
     parts = [table.resolve().with_suffix("").parts for table in tables]
     for depth in range(1, max(map(len, parts))):
         names = ["/".join(part[-depth:]) for part in parts]

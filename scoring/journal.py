@@ -1,4 +1,4 @@
-"""The journal of a table's job: what is scored so far, a line a row, so that an interrupted job goes on where it stopped.
+"""The journal of a table's job: what is scored so far, a line a row, so that an interrupted job continues where it stopped.
 
 JSONL: first what the job is (digests of its table, sounds and model; its settings), then a line for each row of the table,
 in the order they got ready. A killed writer leaves at worst half a line, which is cut off.
@@ -81,7 +81,7 @@ def _parse(lines: Iterable[bytes]) -> tuple[dict, dict[int, float | str], int]:
 
 class Journal:
     """
-    Opens the journal at `path`, and goes on with what is there if it is of the same job.
+    Opens the journal at `path`, and continues what is there if it is of the same job.
 
     Args:
         path: `<output>.part`.

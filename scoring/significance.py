@@ -65,7 +65,7 @@ def paired_test(first: np.ndarray, second: np.ndarray, draws: np.ndarray) -> Pai
     """
     differences = first - second
     difference = float(differences.mean())
-    # (1 + ...) counts the sample itself: a p-value of 0 would claim more than the number of resamples can tell.
+    # (1 + ...) counts the sample itself: a p-value of 0 would claim more than the number of resamples can show.
     as_far = np.abs(draws - difference) >= abs(difference) * (1 - 1e-9)  # rounding aside
     return PairedTest(
         difference,

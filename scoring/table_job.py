@@ -79,7 +79,7 @@ def score_table(
 ) -> TableReport:
     """Score every row of `table` and write `output`, in the table's order.
 
-    What is scored stands in `<output>.part` until all is. The same call goes on from there after an interruption; if the
+    What is scored stands in `<output>.part` until all is. The same call continues from there after an interruption; if the
     table, its sounds, the model or the settings changed, that file is moved to `<output>.part.old` and all is scored anew.
 
     Args:
@@ -182,8 +182,8 @@ class TableJob:
                 journal.path.unlink()
             if isinstance(error, KeyboardInterrupt) and journal.scores:
                 raise KeyboardInterrupt(
-                    f"interrupted; the {len(journal.scores)} rows scored so far are in {journal.path}: the same command goes "
-                    "on from there"
+                    f"interrupted; the {len(journal.scores)} rows scored so far are in {journal.path}: the same command "
+                    "continues from there"
                 ) from error
             raise
         journal.close()

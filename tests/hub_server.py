@@ -25,7 +25,7 @@ LFS_SUFFIXES = (".safetensors", ".wav", ".flac", ".png", ".bin")  # as in the Hu
 
 
 class NotFoundError(Exception):
-    """Told to clients with the Hub's code: RepoNotFound, RevisionNotFound or EntryNotFound."""
+    """Returned to clients with the Hub's code: RepoNotFound, RevisionNotFound or EntryNotFound."""
 
 
 class Store:
@@ -102,7 +102,7 @@ def file_entry(content: bytes, digest: str, lfs: bool) -> dict:
 
 
 def metadata_problem(card: str) -> str | None:
-    """What the Hub would find wrong with a README.md, as far as it can be told here."""
+    """What the Hub would find wrong with a README.md, as far as it can be checked here."""
     block = re.match(r"---\n(.*?)\n---(\n|$)", card, flags=re.DOTALL)
     try:
         metadata = yaml.safe_load(block[1]) if block else {}

@@ -271,7 +271,7 @@ def interrupted(tiny_folder, table, wav_dir, tmp_path, monkeypatch):
     arguments["options"] = ScoringOptions(batch_size=4, device="cpu")
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "rate", stopping)
-        with pytest.raises(KeyboardInterrupt, match=r"in .*scores\.csv\.part: the same command goes on"):
+        with pytest.raises(KeyboardInterrupt, match=r"in .*scores\.csv\.part: the same command continues"):
             score_table(**arguments)
     assert not (tmp_path / "scores.csv").exists()
     return arguments

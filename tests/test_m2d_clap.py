@@ -15,8 +15,9 @@ from transformers.audio_utils import mel_filter_bank
 
 from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
 from xacle.clap.m2d_conversion import convert_m2d_clap
-from xacle.clap.m2d_modeling import LICENSE_FILE, M2dClapModel
+from xacle.clap.m2d_modeling import M2dClapModel
 from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
+from xacle.core.provenance import NOTICE_FILE
 
 CAPTIONS = ["a dog barks", "rain falls on a roof", "a clock ticks"]
 NAME_2025 = "m2d_clap_vit_tiny-80x100p16x16p16kpBpTI-2025"
@@ -435,7 +436,7 @@ def test_every_naming_gives_the_same_weights(convert, model_2025, naming):
 def test_a_converted_folder_is_complete(convert, model_2025, capsys):
     folder = convert(released_tensors(model_2025) | {"logit_scale": torch.tensor([3.5])})
     assert "SOFTWARE LICENSE AGREEMENT FOR EVALUATION" in capsys.readouterr().out
-    assert "SOFTWARE LICENSE AGREEMENT FOR EVALUATION" in (folder / LICENSE_FILE).read_text()
+    assert "SOFTWARE LICENSE AGREEMENT FOR EVALUATION" in (folder / NOTICE_FILE).read_text()
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     assert type(model) is M2dClapModel
     assert (model.config.text_pooling, model.config.checkpoint_name) == ("cls", NAME_2025)
@@ -546,4 +547,4 @@ def test_the_model_itself_uploads_nothing_and_names_the_command_that_asks_first(
             upload()
     assert not (tmp_path / "new").exists()
     model.save_pretrained(tmp_path / "new")
-    assert (tmp_path / "new" / LICENSE_FILE).exists()
+    assert (tmp_path / "new" / NOTICE_FILE).exists()

@@ -59,7 +59,7 @@ def test_captions_are_compared_as_texts():
     variants = ["A dog barks", "a dog  barks.", " A DOG BARKS !", "A\u00a0dog barks", "a dog\nbarks..."]
     assert {normalize_caption(text) for text in variants} == {"a dog barks"}
     assert normalize_caption("A dog, a cat") != normalize_caption("A dog a cat")
-    # Clips 0 to 4 have the dog in one spelling each, clips 5 to 9 captions of their own.
+    # Clips 0 to 4 have the dog in one writing each, clips 5 to 9 captions of their own.
     captions = [*variants, *(f"sound {number}" for number in range(5))]
     index = np.arange(10)
     negatives = draw_negatives(index, index, captions, 5)  # of 10 * 6 - 10 possible ones

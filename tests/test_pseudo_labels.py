@@ -209,7 +209,7 @@ def test_wrong_arguments_are_reported_before_any_work(teacher, captions, tmp_pat
             label(teacher, captions, name, **options)
     with pytest.raises(FileNotFoundError, match="no table at"):
         label(teacher, tmp_path / "missing.csv")
-    with pytest.raises(FileNotFoundError, match="no teacher folder at"):
+    with pytest.raises(FileNotFoundError, match="no CLAP folder at"):
         label("no/such/teacher", captions)
     assert embedded == {"clips": 0, "captions": 0} and not (tmp_path / "labels.csv").exists()
 

@@ -357,7 +357,7 @@ def test_an_interrupted_table_keeps_what_is_done(tiny_folder, wav_dir, tmp_path)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "rows scored so far are in" in stderr and "the same command goes on from there" in stderr
+    assert "rows scored so far are in" in stderr and "the same command continues from there" in stderr
     assert "Traceback" not in stderr
     assert not output.exists()
     assert len(journal_of(part)) > 10

@@ -345,6 +345,22 @@ def test_ratings_teach_what_matches(clap_folder, ratings, tmp_path):
     assert metrics["eval_SRCC"] == max(record["eval_SRCC"] for record in history if "eval_SRCC" in record)
 
 
+def test_equal_ratings_are_enough_to_learn_what_belongs_together(clap_folder, ratings, tmp_path):
+    """A teacher is trained by contrast as well, so that captioned sounds without ratings can all count as 10."""
+    rows = (ratings / "train.csv").read_text().splitlines()
+    equal = tmp_path / "train.csv"
+    equal.write_text("\n".join([rows[0], *(row.rpartition(",")[0] + ",10" for row in rows[1:])]))
+    options = {
+        "train_file": equal,
+        "audio_dir": ratings,
+        "max_steps": 1,
+        "eval_strategy": "no",
+        "load_best_model_at_end": False,
+    }
+    main(command_line(clap_folder, ratings, tmp_path / "run", **options))
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
 def weights_of(folder):
     return ClapModel.from_pretrained(folder).state_dict()
 

@@ -68,6 +68,8 @@ def test_sounds_may_stand_in_a_datasets_column(wav):
     assert [sound.read() for sound in table.audio] == content
     assert hash_clips(table.used_audio) == hash_clips({0: wav / "a.wav", 1: wav / "b.wav"})
     assert (load_waveform(table.audio[1]) == load_waveform(wav / "b.wav")).all()
+    with pytest.raises(ValueError, match=r"needs the column wav_file_name or .* or path, "):
+        read_table(Dataset.from_list(rows).remove_columns("wav_file_name"))
 
 
 def test_rows_of_jsonl_may_lack_what_others_have(tmp_path, wav):

@@ -177,7 +177,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 class _Parser(HfArgumentParser):
     def error(self, message: str):
-        message = re.sub(r"--\w+/(--[\w-]+)", r"\1", message)  # both spellings of an option
+        message = re.sub(r"--\w+/(--[\w-]+)", r"\1", message)  # both forms of an option
         raise ValueError(f"{message} (`{self.prog} --help` explains all arguments)")
 
     def format_help(self) -> str:

@@ -206,7 +206,7 @@ class _Reader:
 
     def __init__(self, name: str, label: str, audio_dir: Path, stored):
         self.name, self.label, self.audio_dir, self.stored = name, label, audio_dir, stored
-        self.label_columns = LABEL_COLUMNS[label]
+        self.file_columns, self.label_columns = FILE_COLUMNS, LABEL_COLUMNS[label]
         self.file_column = self.text_column = self.label_column = None
         self.columns: set[str] = set()
         self.off_scale = 0
@@ -254,7 +254,9 @@ class _Reader:
     def _find_columns(self, row: dict) -> None:
         """Look for the columns that no row had so far: in JSONL, rows may lack some."""
         self.columns.update(name for name in row if name is not None)
-        self.file_column = find_column(self.columns, FILE_COLUMNS)
+        if isinstance(row.get(AUDIO), dict):  # the sound itself
+            self.file_columns = tuple(name for name in FILE_COLUMNS if name != AUDIO)
+        self.file_column = find_column(self.columns, self.file_columns)
         self.text_column = find_column(self.columns, TEXT_COLUMNS)
         self.label_column = find_column(self.columns, self.label_columns)
         if self.label_column:
@@ -264,7 +266,7 @@ class _Reader:
         """Raise `ValueError` if a column is in no row at all."""
         if not self.columns:
             raise ValueError(f"'{self.name}' has no rows")
-        needed = [FILE_COLUMNS, TEXT_COLUMNS]
+        needed = [self.file_columns, TEXT_COLUMNS]
         if self.label_columns:
             needed.append(self.label_columns)
         if self._per_listener:

@@ -1,6 +1,5 @@
 """Splitting rated pairs for model selection, and making sure that what is evaluated was not trained on."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from transformers.utils import logging
 
 from xacle.core.clips import ALONE, Share, hash_clips
 from xacle.core.columns import FILE_COLUMNS, column_of
-from xacle.core.tables import read_rows
+from xacle.core.tables import complete_file, read_rows, write_rows
 from xacle.train.data import PairTable
 
 logger = logging.get_logger(__name__)
@@ -78,8 +77,8 @@ def split_table(
     if existing := [str(file) for pair in files for file in pair if file.exists()]:
         raise FileExistsError(f"'{existing[0]}' exists; choose another folder")
     for fold, (train, validation) in enumerate(files):
-        _write_rows(train, [row for (_, row), of_row in zip(rows, fold_of_row, strict=True) if of_row != fold])
-        _write_rows(validation, [row for (_, row), of_row in zip(rows, fold_of_row, strict=True) if of_row == fold])
+        _write_part(train, [row for (_, row), of_row in zip(rows, fold_of_row, strict=True) if of_row != fold])
+        _write_part(validation, [row for (_, row), of_row in zip(rows, fold_of_row, strict=True) if of_row == fold])
     return files
 
 
@@ -87,14 +86,12 @@ def _file_name(value: str) -> str:
     return "".join(character if character.isalnum() or character in "-_." else "_" for character in value)
 
 
-def _write_rows(file: Path, rows: list[dict]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as opened:
-        if file.suffix == ".jsonl":
+def _write_part(file: Path, rows: list[dict]) -> None:
+    if file.suffix == ".jsonl":  # a row may lack a column, and shall not get it
+        with complete_file(file) as opened:
             opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        else:
-            writer = csv.DictWriter(opened, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    else:
+        write_rows(file, list(rows[0]), (row.values() for row in rows))
 
 
 def check_overlap(

@@ -92,6 +92,7 @@ def _stored(sound):
         sound = sound.get("path")
     if isinstance(sound, (str, os.PathLike)):
         return {"path": os.fspath(sound), "waveform": b""}
+    # Not by a model's feature extractor: there may be no model before `compute`.
     return {"path": "", "waveform": load_waveform(with_rate(sound)).tobytes()}
 
 
