@@ -13,6 +13,7 @@ _MODULES = {
     "compare": "comparison",
     "evaluate": "evaluation",
     "explain": "explanation",
+    "load_scorer": "scorer",
     "score_table": "table_job",
     "select": "selection",
 }

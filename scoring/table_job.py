@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from xacle.core.clips import Share, default_workers, same_content
-from xacle.core.loading import check_model_folder, device_of_process, usable_device
+from xacle.core.loading import CLAP_TYPES, check_model_folder, device_of_process, usable_device
 from xacle.core.tables import (
     Pair,
     Problem,
@@ -25,7 +25,8 @@ from xacle.core.tables import (
     write_scores,
 )
 from xacle.scoring.journal import Journal, describe_job, differences, read_journal
-from xacle.scoring.scorer import Clip, Scorer
+from xacle.scoring.score_files import COSINE, RATING, write_sidecar
+from xacle.scoring.scorer import Clip, load_scorer
 
 
 @dataclass
@@ -77,13 +78,13 @@ class TableReport:
 def score_table(
     model: str | Path, table: Path, audio_dir: Path, output: Path, options: ScoringOptions | None = None
 ) -> TableReport:
-    """Score every row of `table` and write `output`, in the table's order.
+    """Score every row of `table` and write `output`, in the table's order, and `<output>.json`: the model, the kind of scores.
 
     What is scored stands in `<output>.part` until all is. The same call continues from there after an interruption; if the
     table, its sounds, the model or the settings changed, that file is moved to `<output>.part.old` and all is scored anew.
 
     Args:
-        model: Folder or Hub id.
+        model: Folder or Hub id of a scorer or any CLAP.
         table, audio_dir: See [`read_pairs`].
         output: `.csv` or `.jsonl`.
 
@@ -118,7 +119,7 @@ class TableJob:
             device = device or device_of_process()
         self.share = options.share or Share.of_environment()
         self.device = usable_device(device, options.dtype)
-        check_model_folder(model)
+        self.kind = COSINE if check_model_folder(model, or_clap=True) in CLAP_TYPES else RATING
         sounds = dict.fromkeys(pair.audio for pair in self.pairs)
         settings = {"dtype": options.dtype, "window": options.window, "device": self.device.type}
         self.description = describe_job(table, sounds, model, **settings)
@@ -203,7 +204,7 @@ class TableJob:
                 bar.update(len(done))
             if not left:
                 return
-            scorer = Scorer.from_pretrained(self.model, str(self.device), options.dtype, options.compiled)
+            scorer = load_scorer(self.model, str(self.device), options.dtype, options.compiled)
             workers = default_workers(len(self.clips), self.device) if options.workers is None else options.workers
             for result in scorer.results(left, options.batch_size, options.window, workers):
                 journal.write(result)
@@ -229,6 +230,7 @@ class TableJob:
         scored = [pair for pair in self.pairs if not isinstance(results[pair.line], str)]
         rows = ((pair.wav_file_name, pair.text, results[pair.line]) for pair in scored)
         write_scores(self.output, rows, self.options.with_text or self._has_several_captions())
+        write_sidecar(self.output, self.model, self.kind)
         failed = (pair for pair in self.pairs if isinstance(results[pair.line], str))
         undecodable = [self._undecodable(pair, results[pair.line]) for pair in failed]
         problems, rejected = self.problems + undecodable, rejected_file(self.output)
