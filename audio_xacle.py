@@ -44,6 +44,12 @@ MIN_CLIP_SECONDS = 0.1  # shorter ones are scored with a warning
 MAX_AMPLITUDE = 4.0  # louder ones are scored with a warning
 CUT_TOLERANCE_SECONDS = 0.1  # by which a cut may end after its sound
 
+# Resampling by a windowed sinc, as torchaudio's default.
+ZERO_CROSSINGS = 6  # of the sinc, on either side ("lowpass_filter_width")
+ROLLOFF = 0.99  # of the lower Nyquist frequency, where the filter cuts
+MAX_RESAMPLED = 2**17  # samples computed at once; bounds the memory of their neighbors
+RESAMPLERS = ("soxr", "sinc_hann")
+
 # Files.
 MIN_RATE, MAX_RATE = 1000, 768000  # Hz; beyond them a header or an argument is wrong
 URL_TIMEOUT_SECONDS = 30.0
@@ -63,6 +69,7 @@ def load_waveform(
     audio,
     sampling_rate: int | None = None,
     target_rate: int = SAMPLING_RATE,
+    resampler: str = "soxr",
     start: float | None = None,
     end: float | None = None,
 ) -> Waveform:
@@ -78,6 +85,7 @@ def load_waveform(
             arrays are scaled by their type's range. Files may be wav, flac, ogg, mp3 and whatever else libsndfile reads.
         sampling_rate: The rate of an array, in Hz. Without it, `target_rate` is assumed, with a warning.
         target_rate: The rate to return, in Hz; by default 16 kHz, the rate of BEATs.
+        resampler: `"soxr"`, or `"sinc_hann"`, see [`resample_sinc_hann`].
         start, end: The cut of the sound to return, in seconds; from its beginning and to its end by default. Files are
             decoded from `start` on, not before it.
 
@@ -90,10 +98,11 @@ def load_waveform(
     if isinstance(audio, dict):
         cut = {"start": audio.get("start", start), "end": audio.get("end", end)}
         if audio.get("array") is not None:
-            return load_waveform(audio["array"], audio.get("sampling_rate") or sampling_rate, target_rate, **cut)
+            rate = audio.get("sampling_rate") or sampling_rate
+            return load_waveform(audio["array"], rate, target_rate, resampler, **cut)
         for key in ("bytes", "path"):
             if audio.get(key) is not None:
-                return load_waveform(audio[key], target_rate=target_rate, **cut)
+                return load_waveform(audio[key], None, target_rate, resampler, **cut)
         raise ValueError(f"an audio dict needs 'array', 'bytes' or 'path', got the keys {sorted(audio)}")
     if hasattr(audio, "read"):
         if audio.seekable():
@@ -110,7 +119,7 @@ def load_waveform(
         if start is not None or end is not None:
             first, last = cut_samples(len(samples), sampling_rate or target_rate, start, end, name)
             samples = samples[first:last]
-    waveform = _resample(samples, sampling_rate, target_rate)
+    waveform = _resample(samples, sampling_rate, target_rate, resampler)
     if waveform.size == 0:
         raise ValueError(f"{name} holds no samples")
     if not np.isfinite(waveform).all():
@@ -298,8 +307,8 @@ def _scale_integers(samples: np.ndarray, name: str) -> np.ndarray:
     return (samples.astype(np.float64) - center) / half_range
 
 
-def _resample(waveform: np.ndarray, sampling_rate: int | None, target_rate: int) -> np.ndarray:
-    """To `target_rate`, as `transformers.audio_utils.load_audio` does (and librosa)."""
+def _resample(waveform: np.ndarray, sampling_rate: int | None, target_rate: int, resampler: str) -> np.ndarray:
+    """To `target_rate`; by soxr as `transformers.audio_utils.load_audio` does (and librosa)."""
     if sampling_rate is None:
         logger.warning_once(
             f"an audio array came without `sampling_rate`: {target_rate} Hz is assumed. Pass it, since a wrong rate "
@@ -307,6 +316,8 @@ def _resample(waveform: np.ndarray, sampling_rate: int | None, target_rate: int)
         )
     elif not isinstance(sampling_rate, Real) or not MIN_RATE <= sampling_rate <= MAX_RATE:
         raise ValueError(f"the sampling rate must be between {MIN_RATE} and {MAX_RATE} Hz, got {sampling_rate!r}")
+    elif sampling_rate != target_rate and waveform.size and resampler == "sinc_hann":
+        waveform = resample_sinc_hann(torch.from_numpy(waveform), int(sampling_rate), target_rate).numpy()
     elif sampling_rate != target_rate and waveform.size:
         if not is_soxr_available():
             raise ImportError("resampling needs soxr: `pip install soxr`")
@@ -314,6 +325,32 @@ def _resample(waveform: np.ndarray, sampling_rate: int | None, target_rate: int)
         waveform = soxr.resample(waveform, sampling_rate, target_rate, quality="soxr_hq")[:length]
         waveform = np.pad(waveform, (0, length - len(waveform)))
     return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def resample_sinc_hann(waveforms: torch.Tensor, rate: int, target_rate: int = SAMPLING_RATE) -> torch.Tensor:
+    """`[..., samples]` at `rate` -> `[..., ceil(samples * target_rate / rate)]`, as `torchaudio.functional.resample`.
+
+    Every output sample is a sum of input samples, weighted by a sinc that cuts off at 0.99 times the lower of the two Nyquist
+    frequencies, under a Hann window of six zero crossings on either side (J. O. Smith, "Digital Audio Resampling"). The
+    authors' system hears its files through this filter.
+    """
+    divisor = math.gcd(rate, target_rate)
+    step, phases = rate // divisor, target_rate // divisor  # output sample n lies at input sample n * step / phases
+    cutoff = min(1, phases / step) * ROLLOFF  # of the input's Nyquist frequency: zero crossings of the sinc per input sample
+    reach = math.ceil(ZERO_CROSSINGS / cutoff)  # input samples on either side
+    taps = torch.arange(-reach, reach + 2, dtype=torch.float64)
+    length = math.ceil(waveforms.shape[-1] * phases / step)
+    # The filters repeat after `phases` output samples.
+    fraction = (torch.arange(min(phases, length)) * step % phases).double() / phases
+    distance = ((taps - fraction.unsqueeze(1)) * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)  # [phases, taps]
+    window = torch.cos(distance * math.pi / (2 * ZERO_CROSSINGS)).square()
+    filters = (torch.sinc(distance) * window * cutoff).to(waveforms)
+    neighbors = F.pad(waveforms.reshape(-1, waveforms.shape[-1]), (reach, reach + 1)).unfold(-1, len(taps), 1)
+    blocks = [
+        (neighbors[:, output * step // phases] * filters[output % phases]).sum(-1)
+        for output in torch.arange(length, device=waveforms.device).split(MAX_RESAMPLED)
+    ]
+    return torch.cat(blocks, dim=-1).reshape(*waveforms.shape[:-1], length)
 
 
 # --- Waveform -> fbank ---------------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ def caption_of(given: str | None) -> str | None:
 # Options that several commands have.
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 Model = Annotated[str, typer.Option(help="Model folder or Hub id.")]
+AnyModel = Annotated[str, typer.Option(help="Folder or Hub id of a scorer, or of any CLAP, whose scores are cosines.")]
 Caption = Annotated[str, typer.Option(callback=caption_of, help="The caption.")]
 AudioDir = Annotated[Path | None, typer.Option(help="Folder of the table's files; by default the table's own.")]
 BatchSize = Annotated[
@@ -71,10 +72,10 @@ LongClips = Annotated[Window, typer.Option(help="Clips over 10 s: average of 10 
 
 def load_scorer(model: str, device: str | None, dtype: Dtype, compiled: bool = False):
     from xacle.core.loading import loading
-    from xacle.scoring import Scorer
+    from xacle.scoring import load_scorer
 
     with loading(model, "--model"):
-        return Scorer.from_pretrained(model, device, dtype.value, compiled)
+        return load_scorer(model, device, dtype.value, compiled)
 
 
 @app.callback()
@@ -86,7 +87,7 @@ def options(
 
 @app.command("score", rich_help_panel=SCORE)
 def score_command(
-    model: Model,
+    model: AnyModel,
     audio: Annotated[str | None, typer.Option(help="One sound: a file or an http(s) URL.")] = None,
     text: Annotated[str | None, typer.Option(callback=caption_of, help="Its caption.")] = None,
     input: Annotated[
@@ -221,7 +222,7 @@ def rank_command(
     sounds: Annotated[
         list[str], typer.Argument(help="Files, http(s) URLs, or folders (of which .wav, .flac, .ogg, .mp3; no sub-folders).")
     ],
-    model: Model,
+    model: AnyModel,
     text: Caption,
     output: Annotated[Path | None, typer.Option(help="Write rank, wav_file_name, text, pred_score (.csv).")] = None,
     batch_size: BatchSize = "auto",
@@ -240,10 +241,12 @@ def rank_command(
     """
     from xacle.core.tables import check_output
     from xacle.scoring.ranking import best_of_n, ranking_table, sounds_of, write_ranking
+    from xacle.scoring.score_files import write_sidecar
 
     check_output(output, suffixes=(".csv",))
     files = sounds_of(sounds)
-    candidates = best_of_n(load_scorer(model, device, dtype), text, files, batch_size, window.value)
+    scorer = load_scorer(model, device, dtype)
+    candidates = best_of_n(scorer, text, files, batch_size, window.value)
     failed = [candidate for candidate in candidates if candidate.error is not None]
     for candidate in failed:
         typer.secho(f"not ranked: {candidate.error}", fg="red", err=True)
@@ -252,6 +255,7 @@ def rank_command(
     typer.echo(ranking_table(files, candidates))
     if output is not None:
         write_ranking(output, text, files, candidates)
+        write_sidecar(output, model, scorer.kind)
     if failed and on_error is OnError.stop:
         raise typer.Exit(1)
 
@@ -275,12 +279,16 @@ def explain_command(
     Each word, phrase (what commas and "and" separate) and stretch of the sound is taken away in turn, and the rest scored
     again. Where the score falls, the part that is missing spoke for the match.
     """
+    from xacle.core.loading import loading
     from xacle.core.tables import check_output, check_sound
+    from xacle.scoring import Scorer
     from xacle.scoring.explanation import explain, explanation_plot
 
     check_output(plot, suffixes=PLOT_SUFFIXES)
     check_sound(audio)
-    explanation = explain(load_scorer(model, device, dtype), audio, text, segment, batch_size, window.value)
+    with loading(model, "--model"):
+        scorer = Scorer.from_pretrained(model, device, dtype.value)
+    explanation = explain(scorer, audio, text, segment, batch_size, window.value)
     typer.echo(str(explanation))
     if plot is not None:
         explanation_plot(plot, explanation)
@@ -288,8 +296,17 @@ def explain_command(
 
 @app.command("evaluate", rich_help_panel=COMPARE)
 def evaluate_command(
-    predictions: Annotated[Path, typer.Argument(help="Scores: wav_file_name and pred_score (.csv, .jsonl).")],
-    ratings: Annotated[Path, typer.Argument(help="Ratings: wav_file_name and average_score, or score of single listeners.")],
+    tables: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SCORES... [RATINGS]",
+            help="Tables of scores (wav_file_name and pred_score), then, unless --ratings names it, the one of ratings.",
+        ),
+    ],
+    ratings: Annotated[
+        Path | None, typer.Option(help="Ratings: wav_file_name and average_score, or score of single listeners.")
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Results for each value of this column; by default model_id.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Write metric,value rows (.csv), as the challenge's evaluator does.")
     ] = None,
@@ -300,19 +317,62 @@ def evaluate_command(
 
     `xacle evaluate scores.csv ratings.csv --plot scatter.png`
 
-    If the ratings have a column model_id, also a system at a time.
+    `xacle evaluate scores.csv clap_scores.csv --ratings ratings.csv`
+
+    If the ratings have a column model_id, also a system at a time; --by names another column, of the ratings or the scores.
+    Scores of a CLAP are no ratings: there is no MSE for them.
     """
     from xacle.core.tables import check_output
-    from xacle.scoring.evaluation import evaluate, scatter_plot, write_evaluation
+    from xacle.scoring.evaluation import evaluate_all, scatter_plot, side_by_side, write_evaluation
 
-    check_output(output, [predictions, ratings], (".csv",))
+    if ratings is None and len(tables) < 2:
+        raise typer.BadParameter("pass one or more tables of scores, and the table of ratings last or with --ratings")
+    scores, rated = (tables, ratings) if ratings is not None else (tables[:-1], tables[-1])
+    check_output(output, [*scores, rated], (".csv",))
     check_output(plot, suffixes=PLOT_SUFFIXES)
-    evaluation = evaluate(predictions, ratings, bootstrap)
-    typer.echo(str(evaluation))
+    evaluations = evaluate_all(scores, rated, bootstrap, by)
+    typer.echo(str(evaluations[0]) if len(evaluations) == 1 else side_by_side(evaluations))
     if output is not None:
-        write_evaluation(output, evaluation)
+        write_evaluation(output, evaluations)
     if plot is not None:
-        scatter_plot(plot, evaluation)
+        scatter_plot(plot, evaluations)
+
+
+@app.command("select", rich_help_panel=COMPARE)
+def select_command(
+    scores: Annotated[Path, typer.Argument(help="Scores: pred_score and other columns (.csv, .jsonl, .parquet).")],
+    output: Annotated[Path | None, typer.Option(help="Where to write the rows kept, with all their columns.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Drop rows below this score.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Keep the N best rows of each value of --by.")] = None,
+    by: Annotated[str | None, typer.Option(help="wav_file_name, text or another column.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Keep this share of the rows that are left, e.g. 0.3.")] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Write the best and the worst sound of each text, for preference training (.csv, .jsonl)."),
+    ] = None,
+    min_margin: Annotated[float, typer.Option(min=0, help="Of pairs: the scores must differ by more than this.")] = 0.0,
+    score_column: Annotated[str | None, typer.Option(help="The column of the scores, if not pred_score.")] = None,
+    on_error: Annotated[
+        OnError, typer.Option(help="At rows without a score or --by: stop, or drop and count them.")
+    ] = OnError.stop,
+):
+    """Keep the best rows of a table of scores, and make preference pairs. It needs no model.
+
+    `xacle select scores.csv --min-score 5 --output good.csv`
+
+    `xacle select scores.csv --top 3 --by wav_file_name --output captions.csv`
+
+    `xacle select scores.csv --pairs pairs.jsonl --min-margin 1`
+
+    Of several options, --min-score comes first, then --top, then --keep. Of equal scores, earlier rows are the better ones. It
+    prints what was dropped and a histogram (# kept, . dropped); without --output and --pairs, nothing else.
+    """
+    from xacle.scoring.selection import SelectionOptions, select
+
+    if (top is None) != (by is None):
+        raise typer.BadParameter("--top and --by go together: the N best rows of each value of a column")
+    chosen = SelectionOptions(min_score, top, by, keep, min_margin, score_column, on_error.value)
+    typer.echo(str(select(scores, output, pairs, chosen)))
 
 
 @app.command("compare", rich_help_panel=COMPARE)
@@ -321,6 +381,9 @@ def compare_command(
         list[Path], typer.Argument(help="Tables with wav_file_name and pred_score, one a system, or folders of them.")
     ],
     output: Annotated[Path | None, typer.Option(help="Write everything (.json), or the pairs of systems (.csv).")] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Of one table: the column that names the systems. Of several: compare within each value.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw means and differences with intervals (.png, .pdf, .svg).")] = None,
     bootstrap: Annotated[int, typer.Option(min=1, help="Resamples, for intervals and p-values.")] = 10000,
 ):
@@ -328,17 +391,35 @@ def compare_command(
 
     `xacle compare tango.csv audioldm.csv`
 
+    `xacle compare all.csv --by model_id`
+
     Rows are paired by caption if every table has a column text (which `--with-text` of `xacle score` writes) and no caption
     occurs twice in one, else by file name.
 
     Differences are tested by a paired t-test and a paired bootstrap over prompts, corrected for the number of pairs (Holm).
     """
     from xacle.core.tables import check_output
-    from xacle.scoring.comparison import check_comparison_output, compare, comparison_plot, write_comparison
+    from xacle.scoring.comparison import (
+        check_comparison_output,
+        compare,
+        compare_each,
+        comparison_plot,
+        tables_of,
+        write_comparison,
+        write_comparisons,
+    )
 
     check_comparison_output(output, systems)
     check_output(plot, suffixes=PLOT_SUFFIXES)
-    comparison = compare(systems, bootstrap)
+    if by is not None and len(tables_of(systems, least=1)) > 1:
+        if plot is not None:
+            raise typer.BadParameter("there is no plot of several comparisons (--by with several tables)")
+        comparisons = compare_each(systems, by, bootstrap)
+        typer.echo("\n\n".join(f"{by}: {value}\n{comparison}" for value, comparison in comparisons.items()))
+        if output is not None:
+            write_comparisons(output, comparisons, by)
+        return
+    comparison = compare(systems, bootstrap, by=by)
     typer.echo(str(comparison))
     if output is not None:
         write_comparison(output, comparison)
@@ -494,6 +575,12 @@ def convert_tmu(
     source: Annotated[str, typer.Argument(help="Released folder or Hub id (config.json and model.pt), or a checkpoint file.")],
     output: Annotated[Path, typer.Argument(help="New folder for the converted model.")],
     llm: Annotated[str | None, typer.Option(help="Folder or Hub id of the language model (config and tokenizer only).")] = None,
+    beats: Annotated[
+        str | None, typer.Option(metavar="FILE_OR_DIR", help="BEATs, for a checkpoint that was saved without its encoder.")
+    ] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="lora_alpha of adapters that were not merged; what config.json says by default.")
+    ] = None,
 ):
     """Convert the authors' released scorer.
 
@@ -509,7 +596,7 @@ def convert_tmu(
             PreTrainedConfig.get_config_dict(llm)
     asked_for = ("the language model", "--llm") if Path(source).exists() else (source, "SOURCE")
     with loading(*asked_for):
-        typer.echo(f"converted: {convert_tmu(source, output, llm)}")
+        typer.echo(f"converted: {convert_tmu(source, output, llm, beats, lora_alpha)}")
 
 
 @convert_app.command("beats")

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from xacle.configuration_xacle import XacleConfig
 
+CLAP_TYPES = ("clap", "m2d_clap")  # transformers' `ClapModel`, and M2D-CLAP
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
 
 
@@ -57,8 +58,8 @@ def check_folder_or_hub_id(model: str | Path, kind: str = "model") -> None:
         raise ValueError(f"'{model}' is no model folder: it has no config.json")
 
 
-def check_model_folder(model: str | Path) -> None:
-    """Raise an error that helps if `model` is neither a folder with a scorer nor a Hub id."""
+def check_model_folder(model: str | Path, or_clap: bool = False) -> str:
+    """The type of the model in a folder or Hub repository; an error that helps if it is no scorer (or, if allowed, CLAP)."""
     folder = Path(model)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ValueError(
@@ -67,10 +68,14 @@ def check_model_folder(model: str | Path) -> None:
         )
     check_folder_or_hub_id(model)
     config, _ = XacleConfig.get_config_dict(model)
-    if config.get("model_type") != XacleConfig.model_type:
+    model_type = config.get("model_type")
+    if or_clap and model_type in CLAP_TYPES:
+        return model_type
+    if model_type != XacleConfig.model_type:
+        wanted = "an xacle scorer or a CLAP" if or_clap else "an xacle scorer"
         raise ValueError(
-            f"'{model}' holds a model of type {config.get('model_type')!r}, not an xacle scorer; a checkpoint in the authors' "
-            "format (config.json and model.pt) is converted with `xacle convert tmu`"
+            f"'{model}' holds a model of type {model_type!r}, not {wanted}; a checkpoint in the authors' format (config.json "
+            "and model.pt) is converted with `xacle convert tmu`"
         )
     for name in ("processor_config.json", "tokenizer_config.json", "tokenizer.json") if folder.is_dir() else ():
         try:
@@ -79,6 +84,7 @@ def check_model_folder(model: str | Path) -> None:
             raise ValueError(f"'{model}' has no {name}; save the processor beside the model") from error
         except ValueError as error:
             raise ValueError(f"'{folder / name}' is damaged ({error}); copy or download it again") from error
+    return model_type
 
 
 @contextmanager

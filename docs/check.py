@@ -77,6 +77,7 @@ def prepare() -> None:
     write_table("ratings.csv", [row | {"model_id": f"system{n % 2}"} for n, row in enumerate(tables["test"])])
     pairs = [{name: row[name] for name in ("wav_file_name", "text")} for row in tables["test"]]
     write_table("pairs.csv", pairs)
+    write_table("candidates.csv", [row | {"text": pairs[n // 4]["text"]} for n, row in enumerate(pairs)])
     chance = random.Random(0)
     for name in ("system_a", "system_b", "system_c", "other_scores", "test23"):
         write_table(f"{name}.csv", [{"wav_file_name": p["wav_file_name"], "pred_score": chance.uniform(0, 10)} for p in pairs])

@@ -13,7 +13,9 @@ _MODULES = {
     "compare": "comparison",
     "evaluate": "evaluation",
     "explain": "explanation",
+    "load_scorer": "scorer",
     "score_table": "table_job",
+    "select": "selection",
 }
 __all__ = list(_MODULES)
 

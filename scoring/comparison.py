@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from transformers.utils import logging
 
 from xacle.core.columns import PREDICTION_COLUMNS, column_of
 from xacle.core.tables import (
@@ -19,8 +20,10 @@ from xacle.core.tables import (
     write_rows,
 )
 from xacle.scoring.plots import save_plot
-from xacle.scoring.score_files import PairKey, ScoreFile, pairs_by_text
+from xacle.scoring.score_files import COSINE, RATING, PairKey, ScoreFile, pairs_by_text, read_sidecar
 from xacle.scoring.significance import PairedTest, bootstrap_means, holm, interval, paired_test
+
+logger = logging.get_logger(__name__)
 
 MAX_LISTED = 20  # unpaired prompts named for each table
 SIGNIFICANT = 0.05
@@ -80,26 +83,76 @@ def _p_value(p: float) -> str:
     return ("<0.0001" if p < 1e-4 else f"{p:.4f}") + ("*" if p < SIGNIFICANT else " ")
 
 
-def compare(paths: Sequence[Path], resamples: int = 10000, seed: int = 0) -> Comparison:
+def compare(paths: Sequence[Path], resamples: int = 10000, seed: int = 0, by: str | None = None) -> Comparison:
     """
     Args:
         paths: Tables with `wav_file_name` and `pred_score` (and `text`), a system each; a folder stands for those in it.
         resamples: Of the bootstrap.
+        by: A column of one table, whose values are the systems. (For a comparison of several tables within each value, see
+            [`compare_each`].)
 
     Raises:
-        FileNotFoundError, ValueError: for fewer than two tables, tables that cannot be read, fewer than two prompts, or prompts
-            that one system has and another lacks (all are listed).
+        FileNotFoundError, ValueError: for fewer than two systems, tables that cannot be read, fewer than two prompts, prompts
+            that one system has and another lacks (all are listed), or tables of which one holds ratings and another cosines.
     """
+    if by is None:
+        tables = tables_of(paths)
+        _check_same_kind(tables)
+        return _compare(dict(zip(names_of(tables), map(ScoreFile, tables), strict=True)), resamples, seed)
+    tables = tables_of(paths, least=1)
+    if len(tables) > 1:
+        raise ValueError(f"the systems are the values of {by} in one table, got {len(tables)} tables")
+    files = ScoreFile(tables[0]).split(by)
+    if len(files) < 2:
+        raise ValueError(f"a comparison needs at least two systems; '{tables[0]}' has one {by}: {next(iter(files))}")
+    return _compare(files, resamples, seed)
+
+
+def compare_each(paths: Sequence[Path], by: str, resamples: int = 10000, seed: int = 0) -> dict[str, Comparison]:
+    """[`compare`] within each value of a column that all tables have; values with a single prompt are left out, with a warning.
+
+    P-values are corrected within each comparison, not over all of them.
+
+    Raises:
+        FileNotFoundError, ValueError: see [`compare`]; also if a row has no value, or a table lacks one that another has.
+    """
+    tables = tables_of(paths)
+    _check_same_kind(tables)
+    names = names_of(tables)
+    parts = [ScoreFile(table).split(by) for table in tables]
+    values = list(dict.fromkeys(value for part in parts for value in part))
+    comparisons = {}
+    for value in sorted(values):
+        if lacking := [table for table, part in zip(tables, parts, strict=True) if value not in part]:
+            raise ValueError(f"'{lacking[0]}' has no row whose {by} is '{value}'; all systems must score the same prompts")
+        files = {name: part[value] for name, part in zip(names, parts, strict=True)}
+        if len(parts[0][value].rows) < 2:
+            logger.warning(f"{by} '{value}' has a single prompt and is left out")
+            continue
+        try:
+            comparisons[value] = _compare(files, resamples, seed)
+        except ValueError as error:
+            raise ValueError(f"{by} '{value}': {error}") from error
+    return comparisons
+
+
+def _check_same_kind(tables: Sequence[Path]) -> None:
+    kinds = {str(table): read_sidecar(table).get("kind", RATING) for table in tables}
+    cosines = [table for table, kind in kinds.items() if kind == COSINE]
+    if cosines and len(cosines) < len(tables):
+        raise ValueError(f"'{cosines[0]}' holds cosines of a CLAP, other tables ratings: score all systems with one model")
+
+
+def _compare(files: dict[str, ScoreFile], resamples: int, seed: int) -> Comparison:
     if resamples < 1:
         raise ValueError(f"the bootstrap needs at least one resample, got {resamples}")
-    tables = tables_of(paths)
-    paired_by, scores = read_paired(tables)
+    paired_by, scores = read_paired(files)
     prompts = scores.shape[1]
     if prompts < 2:
         raise ValueError("a comparison needs at least 2 prompts")
     draws = bootstrap_means(scores, resamples, seed)
     order = np.argsort(-scores.mean(axis=1), kind="stable")
-    names = [names_of(tables)[index] for index in order]
+    names = [list(files)[index] for index in order]
     scores, draws = scores[order], draws[order]
     systems = [System(name, float(row.mean()), *interval(drawn)) for name, row, drawn in zip(names, scores, draws, strict=True)]
     couples = list(combinations(range(len(names)), 2))
@@ -115,7 +168,7 @@ def compare(paths: Sequence[Path], resamples: int = 10000, seed: int = 0) -> Com
 # --- Tables --------------------------------------------------------------------------------------------------------------
 
 
-def tables_of(paths: Sequence[Path]) -> list[Path]:
+def tables_of(paths: Sequence[Path], least: int = 2) -> list[Path]:
     """Files and folders -> tables; rejected rows that `xacle score` left in a folder are no table of scores."""
     tables = []
     for path in paths:
@@ -127,7 +180,7 @@ def tables_of(paths: Sequence[Path]) -> list[Path]:
             found = [file for file in found if not file.name.endswith(REJECTED_SUFFIX)]
         tables += found
     check_distinct(tables)
-    if len(tables) < 2:
+    if len(tables) < least:
         raise ValueError(f"a comparison needs at least two tables (.csv, .jsonl), got {len(tables)}")
     return tables
 
@@ -142,13 +195,13 @@ def names_of(tables: Sequence[Path]) -> list[str]:
     return [str(table) for table in tables]  # a.csv beside a.jsonl
 
 
-def read_paired(tables: Sequence[Path]) -> tuple[str, np.ndarray]:
-    """Tables of scores -> what they are paired by, and the scores `[systems, prompts]`.
+def read_paired(systems: dict[str, ScoreFile]) -> tuple[str, np.ndarray]:
+    """Tables of scores, by the systems' names -> what they are paired by, and the scores `[systems, prompts]`.
 
     By caption, if all tables have captions and none repeats one: the files of different systems may then be called
     differently. Else by file name (and caption, where clips have several).
     """
-    files = [ScoreFile(table) for table in tables]
+    files = list(systems.values())
     by_caption = [_scores_by_caption(file) for file in files]
     if None not in by_caption:
         paired_by, columns = "caption (text)", by_caption
@@ -157,7 +210,7 @@ def read_paired(tables: Sequence[Path]) -> tuple[str, np.ndarray]:
         columns = [file.predictions(by_text) for file in files]
         paired_by = "file name and caption" if by_text else "file name (wav_file_name)"
     prompts = list(dict.fromkeys(prompt for scores in columns for prompt in scores))
-    _check_paired(tables, columns, prompts, paired_by)
+    _check_paired(systems, columns, prompts, paired_by)
     return paired_by, np.array([[scores[prompt] for prompt in prompts] for scores in columns])
 
 
@@ -174,10 +227,12 @@ def _scores_by_caption(file: ScoreFile) -> dict[str, float] | None:
 
 
 def _check_paired(
-    tables: Sequence[Path], columns: list[dict[str | PairKey, float]], prompts: list[str | PairKey], paired_by: str
+    systems: dict[str, ScoreFile], columns: list[dict[str | PairKey, float]], prompts: list[str | PairKey], paired_by: str
 ) -> None:
     lines = []
-    for table, scores in zip(tables, columns, strict=True):
+    several_files = len({file.path for file in systems.values()}) > 1
+    for (name, file), scores in zip(systems.items(), columns, strict=True):
+        table = file.path if several_files else name
         missing = [prompt for prompt in prompts if prompt not in scores]
         if missing:
             lines.append(f"'{table}' lacks {len(missing)} of {len(prompts)}:")
@@ -203,7 +258,7 @@ def check_comparison_output(output: Path | None, paths: Sequence[Path]) -> None:
     Args:
         paths: What is compared, see [`compare`].
     """
-    check_output(output, tables_of(paths), (".json", ".csv"))
+    check_output(output, tables_of(paths, least=1), (".json", ".csv"))
     folders = [path.resolve() for path in paths if path.is_dir()]
     if output is not None and output.suffix.lower() == ".csv" and output.resolve().parent in folders:
         raise ValueError(f"'{output}' would be one of the folder's tables the next time; choose another output")
@@ -212,16 +267,34 @@ def check_comparison_output(output: Path | None, paths: Sequence[Path]) -> None:
 def write_comparison(output: Path, comparison: Comparison) -> None:
     """Write everything as JSON, or the pairs of systems as CSV, a row a pair."""
     if output.suffix.lower() == ".json":
-        with complete_file(output) as file:
-            file.write(json.dumps(asdict(comparison), indent=2, ensure_ascii=False) + "\n")
+        _write_json(output, asdict(comparison))
         return
+    rows = _pair_rows(comparison)
+    write_rows(output, list(rows[0]), (row.values() for row in rows))
+
+
+def write_comparisons(output: Path, comparisons: dict[str, Comparison], by: str) -> None:
+    """[`write_comparison`] of what [`compare_each`] returns: by value in JSON; in CSV, the value is the first column."""
+    if output.suffix.lower() == ".json":
+        _write_json(output, {value: asdict(comparison) for value, comparison in comparisons.items()})
+        return
+    rows = [{by: value} | row for value, comparison in comparisons.items() for row in _pair_rows(comparison)]
+    write_rows(output, list(rows[0]) if rows else [by], (row.values() for row in rows))
+
+
+def _write_json(output: Path, content: dict) -> None:
+    with complete_file(output) as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _pair_rows(comparison: Comparison) -> list[dict]:
     means = {system.name: system.mean for system in comparison.systems}
     rows = []
     for pair in comparison.pairs:
         row = {"first": pair.first, "second": pair.second, "mean_first": means[pair.first], "mean_second": means[pair.second]}
         row |= asdict(pair.test)
         rows.append(row | {"p_t_test_holm": pair.p_t_test_holm, "p_bootstrap_holm": pair.p_bootstrap_holm})
-    write_rows(output, list(rows[0]), (row.values() for row in rows))
+    return rows
 
 
 def comparison_plot(output: Path, comparison: Comparison) -> None:

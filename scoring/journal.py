@@ -53,7 +53,7 @@ def describe_job(table: str, audio: Iterable[str | Path], model: str, **settings
 
 def _model_digest(model: str) -> str:
     if not Path(model).is_dir():
-        return f"{model}@{XacleConfig.from_pretrained(model)._commit_hash}"
+        return f"{model}@{XacleConfig.get_config_dict(model)[0].get('_commit_hash')}"
     digest = hashlib.blake2b(digest_size=HASH_BYTES)
     for file in sorted(Path(model).iterdir()):
         if file.suffix in MODEL_FILES:

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from xacle.audio_xacle import SAMPLING_RATE
 from xacle.core.clips import with_rate
-from xacle.scoring.scorer import Scorer
+from xacle.scoring.scorer import Scorer, load_scorer
 
 logger = logging.get_logger(__name__)
 
@@ -23,10 +23,10 @@ class AlignmentReward:
     reward(["A dog barks", "Rain falls"], [waveform, "rain.wav"], sampling_rate=44100)  # e.g. [7.9, 3.1]
     ```
 
-    Rewards are ratings on the 0-10 scale, the same as [`Scorer`] gives a pair alone, without gradients.
+    Rewards are ratings on the 0-10 scale (of a CLAP, cosines), the same as [`Scorer`] gives a pair alone, without gradients.
 
     Args:
-        model: Folder or Hub id, or a [`Scorer`] that is loaded already.
+        model: Folder or Hub id of a scorer or any CLAP, or a [`Scorer`] that is loaded already.
         device, dtype: See [`Scorer.from_pretrained`].
         sampling_rate: Of clips that are arrays or tensors, in Hz, unless a call says otherwise.
         fallback: The reward of a clip that cannot be scored (empty, NaN, damaged or missing), which also logs a warning. NaN
@@ -46,7 +46,7 @@ class AlignmentReward:
         batch_size: int | str = "auto",
         window: str = "mean",
     ):
-        self.scorer = model if isinstance(model, Scorer) else Scorer.from_pretrained(model, device, dtype)
+        self.scorer = model if isinstance(model, Scorer) else load_scorer(model, device, dtype)
         self.sampling_rate = sampling_rate
         self.fallback = fallback
         self.batch_size, self.window = batch_size, window

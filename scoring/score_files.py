@@ -1,5 +1,7 @@
 """Files of scores and of ratings, as evaluating, comparing and ensembles read them, and whose rows are about the same pair."""
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +13,6 @@ import numpy as np
 from xacle.core.columns import (
     FILE_COLUMNS,
     LISTENER_COLUMNS,
-    MODEL_ID_COLUMNS,
     PREDICTION_COLUMNS,
     RATING_COLUMNS,
     TEXT_COLUMNS,
@@ -19,7 +20,9 @@ from xacle.core.columns import (
     columns_of,
     find_column,
 )
-from xacle.core.tables import name_of, number_of, read_rows
+from xacle.core.tables import complete_file, name_of, number_of, read_rows
+
+RATING, COSINE = "rating", "cosine"  # kinds of scores: on the scale of ratings, or of CLAPs
 
 
 class PairKey(NamedTuple):
@@ -39,10 +42,9 @@ def first_of(keys: list[PairKey]) -> str:
 
 @dataclass
 class Rating:
-    """One pair's ratings (or, alone in the list, their mean), and the system that made the clip, if known."""
+    """One pair's ratings or, alone in the list, their mean."""
 
     ratings: list[float]
-    model_id: str | None
 
     @property
     def mean(self) -> float:
@@ -53,12 +55,15 @@ class ScoreFile:
     """
     A CSV or JSONL file with a file column, scores or ratings, and perhaps captions (see core/columns.py).
 
+    Args:
+        rows: Some of its rows; all if `None`.
+
     Raises:
         FileNotFoundError, ValueError: if it cannot be read or names no files.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.rows = path, read_rows(path)
+    def __init__(self, path: Path, rows: list[tuple[int, dict]] | None = None):
+        self.path, self.rows = path, read_rows(path) if rows is None else rows
         self.file_column = column_of(self.rows, FILE_COLUMNS, path)
         self.text_column = find_column(columns_of(self.rows), TEXT_COLUMNS)
 
@@ -104,7 +109,7 @@ class ScoreFile:
         return predictions
 
     def ratings(self, by_text: bool | None = None) -> dict[PairKey, Rating]:
-        """The ratings of each pair: `average_score`, or `score` of single listeners; `model_id` is read where it exists.
+        """The ratings of each pair: `average_score`, or `score` of single listeners.
 
         Args:
             by_text: See [`ScoreFile.predictions`].
@@ -113,16 +118,42 @@ class ScoreFile:
             ValueError: naming the file and the line, also for a mean rating that is listed twice.
         """
         score_column = column_of(self.rows, RATING_COLUMNS, self.path)
-        system_column = find_column(columns_of(self.rows), MODEL_ID_COLUMNS)
         by_text = self.has_several_captions if by_text is None else by_text
         ratings: dict[PairKey, Rating] = {}
         for line, row, key in self.keys(by_text):
             if key in ratings and score_column not in LISTENER_COLUMNS:
                 raise ValueError(f"'{self.path}', line {line}: '{key.wav_file_name}' is listed twice")
-            system = row.get(system_column) if system_column else None
-            rating = ratings.setdefault(key, Rating([], system or None))
+            rating = ratings.setdefault(key, Rating([]))
             rating.ratings.append(number_of(row, score_column, self.path, line))
         return ratings
+
+    def split(self, column: str) -> dict[str, "ScoreFile"]:
+        """The rows of each value in a column. Raises `ValueError` if it, or a row's value, is missing."""
+        column_of(self.rows, (column,), self.path)
+        parts: dict[str, list[tuple[int, dict]]] = {}
+        for line, row in self.rows:
+            if row.get(column) in (None, ""):
+                raise ValueError(f"'{self.path}', line {line}: no {column}")
+            parts.setdefault(str(row[column]), []).append((line, row))
+        return {value: ScoreFile(self.path, rows) for value, rows in parts.items()}
+
+    def has(self, column: str) -> bool:
+        return column in columns_of(self.rows)
+
+    def groups(self, column: str, by_text: bool) -> dict[PairKey, str]:
+        """Each pair's value in a column, `""` where it has none.
+
+        Raises:
+            ValueError: naming the file and the line, if the rows of a pair (by several listeners) have several values.
+        """
+        values: dict[PairKey, str] = {}
+        for line, row, key in self.keys(by_text):
+            value = "" if row.get(column) is None else str(row[column])
+            if values.setdefault(key, value) != value:
+                raise ValueError(
+                    f"'{self.path}', line {line}: '{key}' has the {column} '{value}', but '{values[key]}' in a line before"
+                )
+        return values
 
 
 def pairs_by_text(files: Sequence[ScoreFile]) -> bool:
@@ -152,3 +183,39 @@ def pairs_by_text(files: Sequence[ScoreFile]) -> bool:
                 f"'{other_text}'{more}; the tables must be of the same pairs"
             )
     return False
+
+
+# --- What made the scores ------------------------------------------------------------------------------------------------
+
+
+def sidecar_of(table: Path) -> Path:
+    """The file beside a table of scores that says what they are: `<table>.json`."""
+    return table.with_name(table.name + ".json")
+
+
+def write_sidecar(table: Path, model: str, kind: str) -> None:
+    """Write `{"model", "kind"}`: which model made a table's scores, and whether they are ratings or cosines."""
+    with complete_file(sidecar_of(table)) as file:
+        file.write(json.dumps({"model": model, "kind": kind}, ensure_ascii=False) + "\n")
+
+
+def read_sidecar(table: Path) -> dict:
+    """What [`write_sidecar`] wrote; `{}`, which stands for ratings, if there is none.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    sidecar = sidecar_of(table)
+    if not sidecar.is_file():
+        return {}
+    try:
+        found = json.loads(sidecar.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{sidecar}', which says what made '{table.name}', is damaged ({error}); delete it") from error
+    return found if isinstance(found, dict) else {}
+
+
+def copy_sidecar(table: Path, output: Path) -> None:
+    """Say of a part of a table what is said of the table."""
+    if sidecar_of(table).is_file():
+        shutil.copyfile(sidecar_of(table), sidecar_of(output))

@@ -23,12 +23,13 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from xacle.core.clips import HASH_BYTES, decode, with_rate
-from xacle.core.loading import DTYPES, check_model_folder, quiet_loading, usable_device
+from xacle.core.loading import CLAP_TYPES, DTYPES, check_model_folder, quiet_loading, usable_device
 from xacle.core.tables import Pair, is_unicode
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 from xacle.scoring.batching import Batches
 from xacle.scoring.int8 import quantize_linears
+from xacle.scoring.score_files import RATING
 
 logger = logging.get_logger(__name__)
 
@@ -135,6 +136,8 @@ class Scorer:
         model: An [`XacleForAlignmentScoring`].
         processor: Its [`XacleProcessor`].
     """
+
+    kind = RATING  # what its scores are
 
     def __init__(self, model: XacleForAlignmentScoring, processor: XacleProcessor):
         self.model = model.eval()
@@ -363,3 +366,15 @@ class Scorer:
         """Captions and audio tokens `[100, 896]`, one each -> ratings `[rows]`, float32."""
         input_ids = self.processor(text=captions, pad_to_multiple_of=STATIC_LENGTHS if self.static_shapes else 1)["input_ids"]
         return self._rate(input_ids.to(self.model.device), torch.stack(list(audio))).cpu().numpy()
+
+
+def load_scorer(model: str | Path, device: str | None = None, dtype: str = "float32", compiled: bool = False) -> Scorer:
+    """The scorer in a folder or Hub repository, by its `model_type`: ours, or a [`ClapScorer`] for any CLAP.
+
+    Args, Raises: See [`Scorer.from_pretrained`].
+    """
+    if check_model_folder(model, or_clap=True) not in CLAP_TYPES:
+        return Scorer.from_pretrained(model, device, dtype, compiled)
+    from xacle.scoring.clap_scorer import ClapScorer
+
+    return ClapScorer.from_pretrained(model, device, dtype, compiled)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from xacle.core.clips import MANY_CLIPS, Share, default_workers
 from xacle.core.columns import CUT_COLUMNS, FILE_COLUMNS, PREDICTION_COLUMNS, TEXT_COLUMNS, ColumnNames
-from xacle.core.loading import check_model_folder, device_of_process, usable_device
+from xacle.core.loading import CLAP_TYPES, check_model_folder, device_of_process, usable_device
 from xacle.core.sources import kept_columns, open_source
 from xacle.core.tables import (
     OUTPUT_SUFFIXES,
@@ -35,7 +35,8 @@ from xacle.core.tables import (
 from xacle.scoring.batching import Batches
 from xacle.scoring.blocks import BLOCK_ROWS, BlockKey, StreamPlan, TablePlan
 from xacle.scoring.journal import Journal, Unit, describe_job, differences, merged_rows, read_job
-from xacle.scoring.scorer import LOOKAHEAD, Clip, PairResult, Scorer
+from xacle.scoring.score_files import COSINE, RATING, write_sidecar
+from xacle.scoring.scorer import LOOKAHEAD, Clip, PairResult, load_scorer
 
 
 @dataclass
@@ -92,14 +93,14 @@ class TableReport:
 def score_table(
     model: str | Path, table, audio_dir: Path | None, output: Path, options: ScoringOptions | None = None
 ) -> TableReport:
-    """Score every row of `table` and write `output`, in the table's order.
+    """Score every row of `table` and write `output`, in the table's order, and `<output>.json`: the model, the kind of scores.
 
     What is scored stands in `<output>.part` until all is. The same call continues from there after an interruption, to the same
     scores to the bit; if the table, its sounds, the model or the settings changed, that file is moved to `<output>.part.old`
     and all is scored anew.
 
     Args:
-        model: Folder or Hub id.
+        model: Folder or Hub id of a scorer or any CLAP.
         table: Whatever [`open_source`] takes: a table, or several; Parquet, tar shards, a saved folder, a Hub data set.
         audio_dir: Where the files are that its rows name; the table's own folder if `None`.
         output: `.csv`, `.jsonl` or `.parquet`.
@@ -149,7 +150,7 @@ class TableJob:
         unit_rows = LOOKAHEAD * Batches(options.batch_size, self.device).size
         self.plan = (StreamPlan if self.source.streams else TablePlan)(self.source, audio_dir, options.names, unit_rows)
         self._check_problems(audio_dir)
-        check_model_folder(model)
+        self.kind = COSINE if check_model_folder(model, or_clap=True) in CLAP_TYPES else RATING
         settings = {"dtype": options.dtype, "window": options.window, "device": self.device.type}
         if options.names != ColumnNames() or options.keep_columns:
             settings["columns"] = [str(options.names), "all" if options.keep_columns == "all" else list(options.keep_columns)]
@@ -226,7 +227,7 @@ class TableJob:
                 bar.update(journal.rows)
             clips = self._clips_left(journal)
             if (first := next(clips, None)) is not None:
-                scorer = Scorer.from_pretrained(self.model, str(self.device), options.dtype, options.compiled)
+                scorer = load_scorer(self.model, str(self.device), options.dtype, options.compiled)
                 number = MANY_CLIPS if self.plan.total is None else len(self.plan.sounds) // self.share.count
                 workers = default_workers(number, self.device) if options.workers is None else options.workers
                 for result in scorer.results(chain([first], clips), options.batch_size, options.window, workers):
@@ -328,6 +329,7 @@ class TableJob:
             if "error" not in row
         )
         write_rows(self.output, [*columns, *others, PREDICTION_COLUMNS[0]], rows)
+        write_sidecar(self.output, self.model, self.kind)
         problems, rejected = found.problems, rejected_file(self.output)
         rejected.unlink(missing_ok=True)  # an earlier run's
         if problems:

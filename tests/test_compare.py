@@ -10,7 +10,8 @@ from scipy import stats
 from test_scoring import command, refusal, write_table
 
 from xacle.demo.tiny_models import CAPTIONS, make_sound
-from xacle.scoring.comparison import compare, names_of, write_comparison
+from xacle.scoring.comparison import compare, compare_each, names_of, write_comparison
+from xacle.scoring.score_files import write_sidecar
 from xacle.scoring.significance import bootstrap_means, holm, interval, paired_test
 from xacle.scoring.table_job import ScoringOptions, score_table
 
@@ -211,3 +212,45 @@ def test_no_table_is_overwritten_or_taken_for_another_pair(systems, tmp_path):
         ValueError, match=r"s\.csv', line 4: 'z\.wav' has the caption 'A cat', but in .* line 4, 'A dog'; the tables"
     ):
         compare([first, second])
+
+
+# --- By another column ---------------------------------------------------------------------------------------------------
+
+
+def test_the_values_of_a_column_are_the_systems_of_one_table(systems, tmp_path):
+    tables, _ = systems
+    rows = [(*row, table.stem, "same") for table in tables for row in list(csv.reader(table.open()))[1:]]
+    (tmp_path / "all").mkdir()
+    header = (*SCORED, "model_id", "note")
+    together = write_table(tmp_path / "all/all.csv", rows, header)
+    assert compare([together], 200, by="model_id") == compare(tables, 200)
+    assert "has one note: same" in refusal("compare", together, "--by", "note")
+    with pytest.raises(ValueError, match="needs the column attribute"):
+        compare([together], by="attribute")
+    write_table(together, rows[:-1], header)
+    assert "'c' lacks 1 of 80" in refusal("compare", together, "--by", "model_id")
+
+
+def test_tables_are_compared_within_each_value_of_a_column(systems, tmp_path):
+    tables, _ = systems
+    parts = {"even": [], "odd": []}
+    for table in tables:
+        rows = list(csv.reader(table.open()))[1:]
+        rows = [(*row, "even" if int(row[1].split()[1]) % 2 == 0 else "odd") for row in rows]
+        for value, part in parts.items():
+            (tmp_path / value).mkdir(exist_ok=True)
+            part.append(write_table(tmp_path / value / table.name, [row[:3] for row in rows if row[3] == value], SCORED))
+        write_table(table, rows, (*SCORED, "attribute"))
+    found = compare_each(tables, "attribute", 200)
+    assert found == {value: compare(part, 200) for value, part in parts.items()}
+    run = command("compare", *tables, "--by", "attribute", "--bootstrap", 200, "--output", tmp_path / "by.csv")
+    assert run.returncode == 0 and "attribute: even\n3 systems, 40 prompts" in run.stdout
+    with (tmp_path / "by.csv").open(newline="") as file:
+        assert [row["attribute"] for row in csv.DictReader(file)] == ["even"] * 3 + ["odd"] * 3
+
+
+def test_cosines_are_not_compared_with_ratings(systems):
+    tables, _ = systems
+    write_sidecar(tables[1], "some-clap", "cosine")
+    with pytest.raises(ValueError, match="holds cosines of a CLAP, other tables ratings"):
+        compare(tables, 100)

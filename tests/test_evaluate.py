@@ -10,7 +10,7 @@ from test_scoring import command, read_scores, refusal, write_table
 from xacle.scoring.ensemble import ensemble, rank_average
 from xacle.scoring.evaluation import evaluate
 from xacle.scoring.metrics import alignment_metrics, bootstrap_intervals
-from xacle.scoring.score_files import ScoreFile
+from xacle.scoring.score_files import ScoreFile, write_sidecar
 
 # --- A second opinion: the definitions of the challenge's evaluator, in plain Python --------------------------------------
 
@@ -137,6 +137,46 @@ def test_the_command(files, tmp_path, panel):
     assert [row["metric"] for row in rows] == ["SRCC", "LCC", "KTAU", "MSE", "N"]
     assert float(rows[0]["value"]) == alignment_metrics(*panel)["SRCC"]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_several_tables_stand_side_by_side(files, tmp_path, panel):
+    scored, rated = files
+    cosines = write_table(
+        tmp_path / "clap.csv",
+        [(f"{n:05}.wav", value / 20) for n, value in enumerate(panel[0].tolist())],
+        ("wav_file_name", "pred_score"),
+    )
+    write_sidecar(cosines, "some-clap", "cosine")
+    result = command("evaluate", scored, cosines, "--ratings", rated, "--output", tmp_path / "out.csv")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == command("evaluate", scored, cosines, rated).stdout
+    header, first, second, note = result.stdout.splitlines()[:4]
+    srcc = f"{alignment_metrics(*panel)['SRCC']:.4f}"
+    assert header.split() == ["N", "300", "SRCC", "LCC", "KTAU", "MSE"]
+    assert first.split()[:2] == ["pred", srcc] and second.split()[:3] == ["clap", "(some-clap)", srcc]
+    assert second.split()[-1] == "-" and note == "-: the scores are cosines, not ratings"
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = {row["metric"]: row for row in csv.DictReader(file)}
+    assert rows["MSE"]["clap"] == "" and float(rows["MSE"]["pred"]) == alignment_metrics(*panel)["MSE"]
+    alone = evaluate(cosines, rated, resamples=0)
+    assert list(alone.metrics) == ["SRCC", "LCC", "KTAU"] and "no MSE" in str(alone) and "scores of some-clap" in str(alone)
+    assert "the table of ratings last or with --ratings" in refusal("evaluate", scored)
+
+
+def test_results_for_each_value_of_any_column(files, tmp_path, panel):
+    scored, rated = files
+    rows = [(f"{n:05}.wav", "a caption", r, f"system{n % 3}", "loud" if n % 2 else "") for n, r in enumerate(panel[1])]
+    rated = write_table(tmp_path / "by.csv", rows, ("wav_file_name", "text", "average_score", "model_id", "attribute"))
+    evaluation = evaluate(scored, rated, resamples=0, by="attribute")
+    assert list(evaluation.systems) == ["loud"] and evaluation.systems["loud"]["clips"] == 150
+    assert "attribute" in str(evaluation) and evaluation.system_srcc is None
+    with_column = write_table(
+        tmp_path / "kept.csv",
+        [(f"{n:05}.wav", p, f"scene{n % 5}") for n, p in enumerate(panel[0])],
+        ("wav_file_name", "pred_score", "scene"),
+    )
+    assert len(evaluate(with_column, rated, resamples=0, by="scene").systems) == 5  # of the scores
+    assert "no column mood in" in refusal("evaluate", scored, rated, "--by", "mood")
 
 
 @pytest.mark.parametrize(

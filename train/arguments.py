@@ -177,6 +177,14 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "You may publish under the licenses of what the weights derive from; pushing asks for it."},
     )
 
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the score head, which starts at random; --learning-rate by default."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations without a better --metric-for-best-model (released code: 20)."},
+    )
+
     @property
     def share(self) -> Share:
         """This process' share of work that all of the run's processes do together."""

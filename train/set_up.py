@@ -35,6 +35,8 @@ def set_up(training: TrainingArguments, data: DataArguments, metrics: tuple[str,
         training.metric_for_best_model = next((name for name in metrics if name.lower() == best.lower()), None)
         if training.metric_for_best_model is None:
             raise ValueError(f"--metric-for-best-model must be one of {', '.join(metrics)}, got {best!r}")
+    if training.early_stopping_patience is not None and (data.validation_file is None or not training.load_best_model_at_end):
+        raise ValueError("--early-stopping-patience needs --validation-file, and --load-best-model-at-end true")
     if training.push_to_hub:
         check_push(training)
     try:
@@ -48,8 +50,6 @@ def set_up(training: TrainingArguments, data: DataArguments, metrics: tuple[str,
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     training.dataloader_num_workers = min(training.dataloader_num_workers, cores)  # more would only be in each other's way
     training.dataloader_pin_memory &= training.device.type != "cpu"
-    if training.data_seed is None:
-        training.data_seed = training.seed  # one order of the data for all processes
     set_seed(training.seed)  # new heads start alike in every process
     return checkpoint
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from xacle.audio_xacle import load_waveform
 from xacle.core.clips import with_rate
-from xacle.scoring import Scorer
+from xacle.scoring import load_scorer
 
 DESCRIPTION = "How well sounds match captions, by a model trained on human ratings of such pairs. Needs no reference sounds."
 
@@ -17,7 +17,8 @@ Args:
     audio (list): Sounds: paths, URLs, bytes, the audio dicts of datasets, or arrays and tensors at 16 kHz, [samples] or
         [channels, samples]; those of other rates as {"array": ..., "sampling_rate": ...}.
     text (list of str): A caption for each.
-    model (str): Folder or Hub id of the scorer, if evaluate.load was given none or another shall be used.
+    model (str): Folder or Hub id of the scorer, if evaluate.load was given none or another shall be used. It may be any CLAP;
+        its scores are cosines.
     batch_size (int or "auto"): Windows of 10 s scored at once.
     window (str): "mean" averages the 10 s windows of longer clips, "first" scores the first only.
 Returns:
@@ -41,7 +42,7 @@ class XacleScore(evaluate.Measurement):
 
     def _load(self, model):
         if model != self.model:
-            self.model, self.scorer = model, Scorer.from_pretrained(model, self.device, self.dtype)
+            self.model, self.scorer = model, load_scorer(model, self.device, self.dtype)
 
     def _info(self):
         # Arrow would take an array for a list of numbers: slow, and blind to the integers' range and the rate.
