@@ -55,7 +55,7 @@ LORA = {"lora_r": 16, "bf16": "true"}
 # Epochs and learning rates of stages 1, 2 and 3; the temperature is the paper's.
 REAL = ((6, 5e-4), (3, 3e-4), (15, 2e-4))
 SMALL = ((40, 1e-3), (30, 5e-4), (60, 2e-4))
-CLAP_EPOCHS = 12  # enough for ten captions
+CLAP_EPOCHS, TEACHER_EPOCHS = 12, 20  # enough for ten captions
 QUICK_ROWS = 24  # of each table
 DTYPES = ("float32", "bfloat16", "int8")
 
@@ -140,7 +140,9 @@ def recipe_of(folder: Path, quick: bool) -> Recipe:
     recipe = Recipe(folder / "demo", Settings(quick, SEED, folder / "corpus"))
     recipe.out.mkdir(exist_ok=True)
     if not quick:
-        recipe.plan = replace(recipe.plan, clap_pairs=CLAP_EPOCHS * len(recipe.captions()))
+        pairs = {"clap_pairs": ("captions", CLAP_EPOCHS), "teacher_pairs": ("train", TEACHER_EPOCHS)}
+        plan = {name: epochs * len(recipe.corpus.pairs(split)) for name, (split, epochs) in pairs.items()}
+        recipe.plan = replace(recipe.plan, **plan)
     return recipe
 
 
@@ -153,6 +155,7 @@ def make_encoder(data: Path, folder: Path, quick: bool) -> None:
         file = inputs.corpus.table(split)
         file.write_text("".join(file.read_text().splitlines(keepends=True)[: 1 + QUICK_ROWS]))
     recipe.make_encoder(recipe.folder("encoder"))
+    recipe.make_scorer(recipe.folder("untrained"))
     encoder = BeatsModel.from_pretrained(recipe.folder("encoder"))
     encoder.config.weight_sources = [weight_source("audio encoder", "a small BEATs, trained on ESC-10", "apache-2.0")]
     encoder.save_pretrained(inputs.encoder)

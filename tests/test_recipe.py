@@ -6,9 +6,11 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
+from xacle.configuration_xacle import XacleConfig
 from xacle.demo.tiny_models import tiny_config, tiny_processor
-from xacle.modeling_xacle import XacleForAlignmentScoring
+from xacle.modeling_xacle import XacleForAlignmentScoring, alignment_loss
 from xacle.train import stage1_captioning, stage3_ratings
+from xacle.train.arguments import CONFIGS, DataArguments, ModelArguments, RankingArguments, parse_arguments
 from xacle.train.trainer import AlignmentTrainer
 
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True}
@@ -92,3 +94,15 @@ def test_training_stops_early(task, tmp_path):
     assert [entry["epoch"] for entry in history if "eval_SRCC" in entry] == [1, 2, 3]
     with pytest.raises(ValueError, match="--early-stopping-patience needs --validation-file"):
         stage3_ratings.main(task.arguments(tmp_path / "none", early_stopping_patience=2, validation_file=None))
+
+
+@pytest.mark.parametrize("stage", ["pseudo_labels", "ratings"])
+def test_a_list_of_16_has_the_papers_loss(stage):
+    """-sum softmax(y) log softmax(s), with y and s on [-1, 1] and no temperature."""
+    ranking = parse_arguments([], CONFIGS / f"{stage}.yaml", ModelArguments, DataArguments, RankingArguments)[2]
+    config = XacleConfig(**ranking.config_fields())
+    torch.manual_seed(0)
+    ratings, logits = 10 * torch.rand(16), torch.randn(16)
+    scores = config.score_shift + config.score_scale * logits
+    expected = -((ratings / 5 - 1).softmax(0) * logits.log_softmax(0)).sum()
+    torch.testing.assert_close(alignment_loss(scores, ratings, config), expected)

@@ -16,7 +16,20 @@ MODEL_FILES = sorted(path.name for path in [*ROOT.glob("*_xacle.py"), ROOT / "mo
 @pytest.mark.parametrize("name", MODEL_FILES)
 def test_model_files_import_only_what_every_user_has(name):
     assert set(get_imports(ROOT / name)) <= {
-        *("base64", "dataclasses", "difflib", "functools", "io", "itertools", "math", "numbers", "os", "re", "typing"),
+        *(
+            "base64",
+            "contextlib",
+            "dataclasses",
+            "difflib",
+            "functools",
+            "io",
+            "itertools",
+            "math",
+            "numbers",
+            "os",
+            "re",
+            "typing",
+        ),
         *("huggingface_hub", "numpy", "torch", "transformers"),
     }
     assert all((ROOT / f"{module}.py").is_file() for module in get_relative_imports(ROOT / name))

