@@ -24,9 +24,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not integration" --numprocesses 2 --dist loadfile
 
-# The page in a real browser. Installs the page's packages and, if need be, Chromium.
+# The page in a real browser, and Ray. Installs their packages and, if need be, Chromium.
 test-integration: $(INSTALLED)
-	$(VENV)/bin/python -m pip install -qq --constraint constraints.txt --editable '.[space]' playwright
+	$(VENV)/bin/python -m pip install -qq --constraint constraints.txt --editable '.[ray,space]' playwright
 	@$(CHROMIUM)
 	$(VENV)/bin/python -m pytest -m integration
 

@@ -50,6 +50,7 @@ ELSEWHERE = {  # pattern of a command or block: why it is not run here
     r"^xacle push (?!.*--dry-run)|--push-to-hub": "uploads; tests/test_publish.py pushes to a local Hub",
     r"^hf auth|HfApi": "needs an account on the Hub",
     r"from_pretrained\(\"me/|endpoints\.huggingface": "needs a published model; test_publish.py and test_handler.py",
+    r"ray": "needs a cluster; tests/test_ray_data.py starts one of two actors",
     r"^torchrun|^accelerate": "needs several GPUs; the tests start two processes",
 }
 PRELUDE = "import numpy as np\nwaveform = 0.1 * np.random.default_rng(0).standard_normal(44100)\n"

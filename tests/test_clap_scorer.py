@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import soundfile as sf
+import soxr
 import torch
 from test_scoring import command, read_scores, refusal, write_table
 from test_teacher import tiny_clap_tokenizer
@@ -55,6 +56,13 @@ def clap_folder(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def unfused_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unfused") / "clap"
+    ClapEncoder(*laion_clap(False)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """Sounds of 10 s at 48 kHz with their captions, and a folder with them as a table."""
     folder = tmp_path_factory.mktemp("pairs")
@@ -90,6 +98,41 @@ def test_a_table_gets_transformers_own_cosines(clap_folder, pairs, tmp_path):
     assert json.loads((tmp_path / "clap.csv.json").read_text()) == {"model": str(clap_folder), "kind": "cosine"}
 
 
+def test_what_other_programs_do_changes_a_cosine_as_the_docs_say(clap_folder, pairs):
+    _, found = pairs
+    sounds, captions = [sound for _, sound, _ in found], [caption for _, _, caption in found]
+    base = reference(clap_folder, sounds, captions)
+    fused = ClapModel.from_pretrained(clap_folder).config.audio_config.enable_fusion
+
+    def change(others) -> float:
+        return np.abs(reference(clap_folder, others, captions) - base).max()
+
+    rounded = [(sound * 32767).astype(np.int16).astype(np.float32) / 32767 for sound in sounds]
+    assert 1e-4 < change(rounded) < 4e-3
+    resampled = [soxr.resample(soxr.resample(sound, RATE, 32000), 32000, RATE).astype(np.float32) for sound in sounds]
+    assert 1e-6 < change(resampled) < 4e-4
+    model, processor = ClapModel.from_pretrained(clap_folder).eval(), ClapProcessor.from_pretrained(clap_folder)
+
+    @torch.no_grad()
+    def own(sound, longer=None) -> float:
+        inputs = processor(text=captions[:1], audio=[sound], sampling_rate=RATE, return_tensors="pt")
+        if longer is not None:
+            inputs["is_longer"] = torch.full_like(inputs["is_longer"], longer)
+        outputs = model(**inputs)
+        return torch.cosine_similarity(outputs.audio_embeds, outputs.text_embeds).item()
+
+    if fused:
+        assert abs(own(sounds[0], longer=True) - base[0]) > 0.3 and own(sounds[0], longer=False) == pytest.approx(
+            base[0], abs=1e-6
+        )
+    else:
+        crops = []
+        for seed in range(10):
+            np.random.seed(seed)
+            crops.append(own(np.concatenate([sounds[1], sounds[0][: 4 * RATE]])))
+        assert 0.01 < max(crops) - min(crops) < 0.1
+
+
 def test_each_sound_is_encoded_once_and_long_ones_are_averaged_by_duration(clap_folder, pairs):
     _, found = pairs
     scorer = load_scorer(clap_folder, "cpu")
@@ -119,34 +162,34 @@ def test_an_m2d_clap_scores_too(tmp_path):
     assert np.isfinite(scorer.score([barely_longer], ["rain"]))
 
 
-def test_rank_reward_evaluate_and_one_pair_take_it(clap_folder, pairs, tmp_path, run_python):
+def test_rank_reward_evaluate_and_one_pair_take_it(unfused_folder, pairs, tmp_path):
     folder, found = pairs
     names, _, captions = zip(*found, strict=True)
     sounds = [str(folder / name) for name in names]
-    scorer = load_scorer(clap_folder, "cpu")
+    scorer = load_scorer(unfused_folder, "cpu")
     scores = scorer.score(sounds, captions)
-    one = command("score", "--model", clap_folder, "--audio", sounds[0], "--text", captions[0], "--device", "cpu")
+    one = command("score", "--model", unfused_folder, "--audio", sounds[0], "--text", captions[0], "--device", "cpu")
     assert float(one.stdout) == pytest.approx(scores[0], abs=1e-6)
     best = best_of_n(scorer, captions[1], sounds)[0]
     assert best.score == max(scorer.score(sounds, [captions[1]] * 4))
-    assert AlignmentReward(clap_folder, device="cpu")(captions, sounds) == pytest.approx(scores.tolist(), abs=1e-6)
+    assert AlignmentReward(unfused_folder, device="cpu")(captions, sounds) == pytest.approx(scores.tolist(), abs=1e-6)
     output, rated = (
         tmp_path / "clap.csv",
         write_table(tmp_path / "ratings.csv", [(name, n) for n, name in enumerate(names)], ("wav_file_name", "average_score")),
     )
-    run = command("rank", *sounds, "--model", clap_folder, "--text", "rain", "--device", "cpu", "--output", output)
+    run = command("rank", *sounds, "--model", unfused_folder, "--text", "rain", "--device", "cpu", "--output", output)
     assert run.returncode == 0 and json.loads((tmp_path / "clap.csv.json").read_text())["kind"] == "cosine"
     output.write_text(output.read_text().replace(f"{folder}/", ""))
     assert list(evaluate(output, rated, resamples=0).metrics) == ["SRCC", "LCC", "KTAU"]
 
 
-def test_what_a_clap_cannot_do_is_explained(clap_folder, pairs, tmp_path):
+def test_what_a_clap_cannot_do_is_explained(unfused_folder, pairs, tmp_path):
     folder, _ = pairs
     table = ["--input", folder / "pairs.csv", "--output", tmp_path / "out.csv", "--device", "cpu"]
-    assert "is a CLAP, which computes in float32" in refusal("score", "--model", clap_folder, *table, "--dtype", "bfloat16")
-    assert "not an xacle scorer" in refusal("explain", "--model", clap_folder, "--audio", folder / "0.wav", "--text", "rain")
+    assert "is a CLAP, which computes in float32" in refusal("score", "--model", unfused_folder, *table, "--dtype", "bfloat16")
+    assert "not an xacle scorer" in refusal("explain", "--model", unfused_folder, "--audio", folder / "0.wav", "--text", "rain")
     with pytest.raises(ValueError, match="not an xacle scorer"):
-        Scorer.from_pretrained(clap_folder)
+        Scorer.from_pretrained(unfused_folder)
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text('{"model_type": "bert"}')
