@@ -57,7 +57,7 @@ def run_steps(recipe, steps: Sequence[Step], news: Callable[[], str | None] = la
         news: Called every second; what it returns is shown.
 
     Raises:
-        RuntimeError: if a step fails, with the end of its log. The other one is stopped.
+        ChildProcessError: if a step fails, with the end of its log. The other one is stopped.
     """
     number = {step.name: f"[{index}/{len(steps)}]" for index, step in enumerate(steps, start=1)}
     waiting = [step for step in steps if recipe.step_record(step.name) is None]
@@ -78,7 +78,7 @@ def run_steps(recipe, steps: Sequence[Step], news: Callable[[], str | None] = la
                 for name in [name for name, started in running.items() if started.process.exitcode is not None]:
                     started = running.pop(name)
                     if recipe.step_record(name) is None:
-                        raise RuntimeError(f"step '{name}' failed:\n{_end_of(log_of(recipe, name))}")
+                        raise ChildProcessError(f"step '{name}' failed:\n{_end_of(log_of(recipe, name))}")
                     done.add(name)
                     progress.write(f"{number[name]} {started.step.title}: {started.seconds:.0f} s")
                 if text := news():
@@ -135,6 +135,7 @@ def _run_step(recipe, step: Step) -> None:
     """Run one step in this process and leave its record."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its default holds a semaphore, which a process that is stopped leaves behind
     record = recipe.out / "steps" / f"{step.name}.json"
     record.parent.mkdir(exist_ok=True)
     with log_of(recipe, step.name).open("w") as log:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -134,10 +133,10 @@ def test_the_recipe_runs_on_a_corpus_folder_with_several_captions_a_clip_and_a_g
     shutil.copytree(out / "corpus", corpus)
     for name in ("corpus.json", "scenes.jsonl", "meta_data/test_captions.csv"):
         (corpus / name).unlink()
-    for split in RATED:  # each clip a second time, with the caption of another
+    for split in RATED:  # clips a second time, with the caption of another four rows on
         table = corpus / f"meta_data/{split}_average.csv"
         rows = read_csv(table)
-        rows += [{**row, "text": other["text"], "average_score": "1.0"} for row, other in pairwise(rows)]
+        rows += [{**row, "text": other["text"], "average_score": "1.0"} for row, other in zip(rows, rows[4:], strict=False)]
         with table.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
@@ -145,7 +144,7 @@ def test_the_recipe_runs_on_a_corpus_folder_with_several_captions_a_clip_and_a_g
     arguments = ("--quick", "--out", tmp_path / "out", "--corpus", corpus, "--audio-encoder", out / "encoder")
     printed = run_to_end(*arguments)
     run = json.loads((tmp_path / "out/results.json").read_text())
-    assert run["corpus"]["test"] == {"pairs": 63} and not (tmp_path / "out/corpus").exists()
+    assert run["corpus"]["test"] == {"pairs": 60} and not (tmp_path / "out/corpus").exists()
     assert "Noise ceiling" not in printed and "simulated" not in (tmp_path / "out/report.html").read_text()
     assert all(np.isfinite(row["test"]["value"]) for row in run["table"])
     with pytest.raises(FileExistsError, match="the demo run of `xacle demo --quick --seed 0 --corpus"):

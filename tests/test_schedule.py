@@ -60,7 +60,7 @@ def test_steps_run_two_at_a_time_with_one_thread_each_after_those_they_need(tmp_
 
 def test_finished_steps_are_skipped_and_a_step_that_failed_is_explained(tmp_path, capfd):
     steps = [Step("good", "Good", work, 1), Step("bad", "Bad", fail, 1, after=("good",))]
-    with pytest.raises(RuntimeError, match=r"step 'bad' failed:(.|\n)*ValueError: no sound in it"):
+    with pytest.raises(ChildProcessError, match=r"step 'bad' failed:(.|\n)*ValueError: no sound in it"):
         run_steps(Folder(tmp_path), steps)
     run_steps(Folder(tmp_path), [steps[0], Step("bad", "Bad", work, 1, after=("good",))])
     assert "[1/2] Good: finished before" in capfd.readouterr().out
