@@ -42,6 +42,13 @@ PATCH_FRAMES = 16  # BEATs cuts the fbank into patches of 16 frames by 16 mel bi
 MIN_SAMPLES = FRAME_LENGTH + (PATCH_FRAMES - 1) * HOP_LENGTH  # 2800: one patch
 MIN_CLIP_SECONDS = 0.1  # shorter ones are scored with a warning
 MAX_AMPLITUDE = 4.0  # louder ones are scored with a warning
+CUT_TOLERANCE_SECONDS = 0.1  # by which a cut may end after its sound
+
+# Resampling by a windowed sinc, as torchaudio's default.
+ZERO_CROSSINGS = 6  # of the sinc, on either side ("lowpass_filter_width")
+ROLLOFF = 0.99  # of the lower Nyquist frequency, where the filter cuts
+MAX_RESAMPLED = 2**17  # samples computed at once; bounds the memory of their neighbors
+RESAMPLERS = ("soxr", "sinc_hann")
 
 # Files.
 MIN_RATE, MAX_RATE = 1000, 768000  # Hz; beyond them a header or an argument is wrong
@@ -58,30 +65,44 @@ class Waveform(np.ndarray):
     """What `load_waveform` returns: an ordinary array, whose length and loudness are not warned of again downstream."""
 
 
-def load_waveform(audio, sampling_rate: int | None = None, target_rate: int = SAMPLING_RATE) -> Waveform:
+def load_waveform(
+    audio,
+    sampling_rate: int | None = None,
+    target_rate: int = SAMPLING_RATE,
+    resampler: str = "soxr",
+    start: float | None = None,
+    end: float | None = None,
+) -> Waveform:
     """Any sound -> mono float32 waveform `[samples]` at `target_rate`, in [-1, 1].
 
     Clips under 0.1 s, and values far beyond [-1, 1], are logged as warnings.
 
     Args:
         audio: A path, an `http(s)://` URL, a `data:` URI, an audio file's bytes or the open file, a dict of `datasets`
-            (`{"array", "sampling_rate"}`, `{"bytes"}` or `{"path"}`), or an array, tensor or list of samples. Arrays may be
+            (`{"array", "sampling_rate"}`, `{"bytes"}` or `{"path"}`), or an array, tensor or list of samples. A dict may
+            hold `start` and `end` as well. Arrays may be
             `[samples]`, `[channels, samples]` or `[samples, channels]` (the shorter axis is the channels); integer
             arrays are scaled by their type's range. Files may be wav, flac, ogg, mp3 and whatever else libsndfile reads.
         sampling_rate: The rate of an array, in Hz. Without it, `target_rate` is assumed, with a warning.
         target_rate: The rate to return, in Hz; by default 16 kHz, the rate of BEATs.
+        resampler: `"soxr"`, or `"sinc_hann"`, see [`resample_sinc_hann`].
+        start, end: The cut of the sound to return, in seconds; from its beginning and to its end by default. Files are
+            decoded from `start` on, not before it.
 
     Raises:
         FileNotFoundError, IsADirectoryError: if a path does not exist, or is a folder.
-        ValueError: if the sound cannot be decoded, is empty, or holds NaN or infinite samples. The message names the file.
+        ValueError: if the sound cannot be decoded, is empty, holds NaN or infinite samples, or does not hold the whole cut.
+            The message names the file.
         TypeError: if `audio` is of another type.
     """
     if isinstance(audio, dict):
+        cut = {"start": audio.get("start", start), "end": audio.get("end", end)}
         if audio.get("array") is not None:
-            return load_waveform(audio["array"], audio.get("sampling_rate") or sampling_rate, target_rate)
+            rate = audio.get("sampling_rate") or sampling_rate
+            return load_waveform(audio["array"], rate, target_rate, resampler, **cut)
         for key in ("bytes", "path"):
             if audio.get(key) is not None:
-                return load_waveform(audio[key], target_rate=target_rate)
+                return load_waveform(audio[key], None, target_rate, resampler, **cut)
         raise ValueError(f"an audio dict needs 'array', 'bytes' or 'path', got the keys {sorted(audio)}")
     if hasattr(audio, "read"):
         if audio.seekable():
@@ -89,10 +110,16 @@ def load_waveform(audio, sampling_rate: int | None = None, target_rate: int = SA
         audio = audio.read()
     if not isinstance(audio, (*FILE_TYPES, *ARRAY_TYPES)):
         raise TypeError(f"audio must be a path, URL, bytes, dict, array or tensor, got {type(audio).__name__}")
-    samples, name = audio, _name_of(audio)
+    name = _name_of(audio)
     if isinstance(audio, FILE_TYPES):
-        samples, sampling_rate = _decode(audio)
-    waveform = _resample(_to_mono(samples, name), sampling_rate, target_rate)
+        samples, sampling_rate = _decode(audio, start, end)
+        samples = _to_mono(samples, name)
+    else:
+        samples = _to_mono(audio, name)
+        if start is not None or end is not None:
+            first, last = cut_samples(len(samples), sampling_rate or target_rate, start, end, name)
+            samples = samples[first:last]
+    waveform = _resample(samples, sampling_rate, target_rate, resampler)
     if waveform.size == 0:
         raise ValueError(f"{name} holds no samples")
     if not np.isfinite(waveform).all():
@@ -145,16 +172,38 @@ def open_sound(source) -> "sf.SoundFile":
     return sound
 
 
-def _decode(source) -> tuple[np.ndarray, int]:
-    """A file -> the mean of its channels `[samples]`, and its rate in Hz."""
+def cut_samples(samples: int, rate: int, start: float | None, end: float | None, name: str) -> tuple[int, int]:
+    """Seconds -> the samples from which and up to which a cut of a sound goes.
+
+    Raises:
+        ValueError: if there is no such cut. An end up to `CUT_TOLERANCE_SECONDS` past the sound's is taken as its end: tables
+            hold rounded seconds.
+    """
+    seconds = samples / rate
+    begin, stop = 0.0 if start is None else start, seconds if end is None else end
+    if not 0 <= begin < stop:
+        raise ValueError(f"a cut of {name} must have 0 <= start < end, got {begin:g} to {stop:g} s")
+    if begin >= seconds or stop > seconds + CUT_TOLERANCE_SECONDS:
+        raise ValueError(f"{name} lasts {seconds:.6g} s: it holds no cut from {begin:g} to {stop:g} s")
+    return round(begin * rate), min(round(stop * rate), samples)
+
+
+def _decode(source, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, int]:
+    """A file, or a cut of it in seconds -> the mean of its channels `[samples]`, and its rate in Hz."""
     with open_sound(source) as sound:
+        first, last = 0, sound.frames
+        if start is not None or end is not None:
+            first, last = cut_samples(sound.frames, sound.samplerate, start, end, _name_of(source))
         try:
-            samples = sound.read(dtype="float32", always_2d=True).mean(axis=1)
+            if first:
+                sound.seek(first)
+            frames = last - first if last < sound.frames else -1
+            samples = sound.read(frames, dtype="float32", always_2d=True).mean(axis=1)
         except sf.LibsndfileError as error:
             raise ValueError(_undecodable(source, error)) from error
-        if len(samples) < 0.99 * sound.frames:
+        if len(samples) < 0.99 * (last - first):
             name = _name_of(source)
-            message = f"{name} is cut off or damaged: it announces {sound.frames} samples and holds {len(samples)}"
+            message = f"{name} is cut off or damaged: it announces {last - first} samples and holds {len(samples)}"
             if sound.format != "MP3":
                 raise ValueError(f"{message}; copy or export it again")
             logger.warning(message)  # only an estimate where an mp3 has no index
@@ -258,8 +307,8 @@ def _scale_integers(samples: np.ndarray, name: str) -> np.ndarray:
     return (samples.astype(np.float64) - center) / half_range
 
 
-def _resample(waveform: np.ndarray, sampling_rate: int | None, target_rate: int) -> np.ndarray:
-    """To `target_rate`, as `transformers.audio_utils.load_audio` does (and librosa)."""
+def _resample(waveform: np.ndarray, sampling_rate: int | None, target_rate: int, resampler: str) -> np.ndarray:
+    """To `target_rate`; by soxr as `transformers.audio_utils.load_audio` does (and librosa)."""
     if sampling_rate is None:
         logger.warning_once(
             f"an audio array came without `sampling_rate`: {target_rate} Hz is assumed. Pass it, since a wrong rate "
@@ -267,6 +316,8 @@ def _resample(waveform: np.ndarray, sampling_rate: int | None, target_rate: int)
         )
     elif not isinstance(sampling_rate, Real) or not MIN_RATE <= sampling_rate <= MAX_RATE:
         raise ValueError(f"the sampling rate must be between {MIN_RATE} and {MAX_RATE} Hz, got {sampling_rate!r}")
+    elif sampling_rate != target_rate and waveform.size and resampler == "sinc_hann":
+        waveform = resample_sinc_hann(torch.from_numpy(waveform), int(sampling_rate), target_rate).numpy()
     elif sampling_rate != target_rate and waveform.size:
         if not is_soxr_available():
             raise ImportError("resampling needs soxr: `pip install soxr`")
@@ -274,6 +325,32 @@ def _resample(waveform: np.ndarray, sampling_rate: int | None, target_rate: int)
         waveform = soxr.resample(waveform, sampling_rate, target_rate, quality="soxr_hq")[:length]
         waveform = np.pad(waveform, (0, length - len(waveform)))
     return np.ascontiguousarray(waveform, dtype=np.float32)
+
+
+def resample_sinc_hann(waveforms: torch.Tensor, rate: int, target_rate: int = SAMPLING_RATE) -> torch.Tensor:
+    """`[..., samples]` at `rate` -> `[..., ceil(samples * target_rate / rate)]`, as `torchaudio.functional.resample`.
+
+    Every output sample is a sum of input samples, weighted by a sinc that cuts off at 0.99 times the lower of the two Nyquist
+    frequencies, under a Hann window of six zero crossings on either side (J. O. Smith, "Digital Audio Resampling"). The
+    authors' system hears its files through this filter.
+    """
+    divisor = math.gcd(rate, target_rate)
+    step, phases = rate // divisor, target_rate // divisor  # output sample n lies at input sample n * step / phases
+    cutoff = min(1, phases / step) * ROLLOFF  # of the input's Nyquist frequency: zero crossings of the sinc per input sample
+    reach = math.ceil(ZERO_CROSSINGS / cutoff)  # input samples on either side
+    taps = torch.arange(-reach, reach + 2, dtype=torch.float64)
+    length = math.ceil(waveforms.shape[-1] * phases / step)
+    # The filters repeat after `phases` output samples.
+    fraction = (torch.arange(min(phases, length)) * step % phases).double() / phases
+    distance = ((taps - fraction.unsqueeze(1)) * cutoff).clamp(-ZERO_CROSSINGS, ZERO_CROSSINGS)  # [phases, taps]
+    window = torch.cos(distance * math.pi / (2 * ZERO_CROSSINGS)).square()
+    filters = (torch.sinc(distance) * window * cutoff).to(waveforms)
+    neighbors = F.pad(waveforms.reshape(-1, waveforms.shape[-1]), (reach, reach + 1)).unfold(-1, len(taps), 1)
+    blocks = [
+        (neighbors[:, output * step // phases] * filters[output % phases]).sum(-1)
+        for output in torch.arange(length, device=waveforms.device).split(MAX_RESAMPLED)
+    ]
+    return torch.cat(blocks, dim=-1).reshape(*waveforms.shape[:-1], length)
 
 
 # --- Waveform -> fbank ---------------------------------------------------------------------------------------------------

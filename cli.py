@@ -3,6 +3,7 @@
 import re
 import sys
 from enum import StrEnum
+from importlib import import_module
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Annotated
@@ -89,15 +90,41 @@ def score_command(
     model: AnyModel,
     audio: Annotated[str | None, typer.Option(help="One sound: a file or an http(s) URL.")] = None,
     text: Annotated[str | None, typer.Option(callback=caption_of, help="Its caption.")] = None,
-    input: Annotated[Path | None, typer.Option(help="A table (.csv, .jsonl) with wav_file_name and text.")] = None,
+    input: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pairs: a table (.csv, .jsonl) with wav_file_name and text, Parquet, WebDataset .tar files, or a folder of "
+            "save_to_disk. Several files, and patterns, may be given."
+        ),
+    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,  # --input shards/*.tar
+    dataset: Annotated[
+        str | None, typer.Option(help="Instead of --input: id of a data set on the Hub, which is streamed.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="The data set's split, e.g. train.")] = None,
+    config: Annotated[str | None, typer.Option(help="The data set's configuration.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The data set's branch, tag or commit.")] = None,
     audio_dir: AudioDir = None,
-    output: Annotated[Path | None, typer.Option(help="Where to write wav_file_name and pred_score (.csv, .jsonl).")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write wav_file_name and pred_score (.csv, .jsonl, .parquet).")
+    ] = None,
+    audio_column: Annotated[
+        str | None, typer.Option(help="Column of sounds or their names: wav_file_name, audio ... by default.")
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of captions: text or caption by default.")] = None,
+    keep_columns: Annotated[
+        str | None, typer.Option(metavar="all|A,B", help="Other columns to carry through; start and end always are.")
+    ] = None,
     batch_size: BatchSize = "auto",
     device: Device = None,
     dtype: Precision = Dtype.float32,
     window: LongClips = Window.mean,
     on_error: Annotated[
-        OnError, typer.Option(help="Rows that cannot be scored: stop before any work, or skip and list them in a file.")
+        OnError,
+        typer.Option(
+            help="Rows that cannot be scored: stop (before any work; of what streams, at the first), or skip and list them in "
+            "a file."
+        ),
     ] = OnError.stop,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that decode the table's files; chosen by their number by default.")
@@ -117,25 +144,35 @@ def score_command(
 
     `xacle score --model DIR --input pairs.csv --audio-dir wav --output scores.csv`
 
+    `xacle score --model DIR --input 'shards/*.tar' --output scores.parquet`
+
+    `xacle score --model DIR --dataset me/ratings --split train --output scores.csv`
+
     An interrupted table continues where it stopped when the same command is given again.
 
     With `--num-shards` and `--shard`, or under torchrun or accelerate launch, each process scores a share of the clips and
     leaves it beside the output as OUTPUT.shard-I-of-N; the one that finishes last writes the output, in the table's order.
     """
-    given = [option is not None for option in (audio, text, input, output)]
-    if given not in ([True, True, False, False], [False, False, True, True]):
-        raise typer.BadParameter("pass either --audio and --text, or --input and --output")
+    given = [option is not None for option in (audio, text, input or dataset, output)]
+    if given not in ([True, True, False, False], [False, False, True, True]) or (input and dataset) or (more and not input):
+        raise typer.BadParameter("pass either --audio and --text, or --input (or --dataset) and --output")
     skips = on_error if on_error is OnError.skip else None
     of_tables = {"audio-dir": audio_dir, "workers": workers, "num-shards": num_shards, "shard": shard, "on-error": skips}
     of_tables["with-text"] = with_text or None
-    if input is None and (unused := [f"--{name}" for name, value in of_tables.items() if value is not None]):
+    of_tables |= {"audio-column": audio_column, "text-column": text_column, "keep-columns": keep_columns}
+    of_datasets = {"split": split, "config": config, "revision": revision}
+    if audio is not None and (
+        unused := [f"--{name}" for name, value in (of_tables | of_datasets).items() if value is not None]
+    ):
         raise typer.BadParameter(f"only tables (--input) have {', '.join(unused)}")
+    if dataset is None and (unused := [f"--{name}" for name, value in of_datasets.items() if value is not None]):
+        raise typer.BadParameter(f"only data sets (--dataset) have {', '.join(unused)}")
     if (num_shards is None) != (shard is None):
         raise typer.BadParameter("pass both --num-shards and --shard, or neither")
     from xacle.scoring.malloc import keep_freed_memory
 
     keep_freed_memory()
-    if input is None:
+    if audio is not None:
         from xacle.core.tables import check_sound, shortest
 
         check_sound(audio)
@@ -144,7 +181,9 @@ def score_command(
         return
 
     from xacle.core.clips import Share
+    from xacle.core.columns import ColumnNames
     from xacle.core.loading import loading
+    from xacle.core.sources import HubDataset
     from xacle.core.tables import counted, rejected_file
     from xacle.scoring import ScoringOptions, score_table
 
@@ -158,10 +197,13 @@ def score_command(
         share=None if shard is None else Share(shard, num_shards),
         compiled=compiled,
         with_text=with_text,
+        keep_columns=keep_columns if keep_columns == "all" else [name for name in (keep_columns or "").split(",") if name],
+        names=ColumnNames(audio_column, text_column),
     )
+    source = [*input, *(more or ())] if input else HubDataset(dataset, split, config, revision)
     try:
         with loading(model, "--model"):
-            report = score_table(model, input, audio_dir or input.parent, output, options)
+            report = score_table(model, source, audio_dir, output, options)
     except KeyboardInterrupt as error:
         typer.secho(f"\n{str(error) or 'interrupted; nothing was scored'}", fg="red", err=True)
         raise typer.Exit(130) from error
@@ -468,38 +510,23 @@ def pseudo_label(
 
 # The training scripts read their arguments themselves: they are TrainingArguments and the stage's own.
 TRAINING = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+TRAINING_SCRIPTS = {
+    "captioning": ("stage1_captioning", "Stage 1: learn to caption."),
+    "pseudo-labels": ("stage2_pseudo_labels", "Stage 2: learn to rank by a teacher's pseudo-labels."),
+    "ratings": ("stage3_ratings", "Stage 3: learn to rank by human ratings."),
+    "teacher": ("teacher.human_clap", "Tune a CLAP teacher on human ratings (Human-CLAP)."),
+}
 
 
-@train_app.command("captioning", context_settings=TRAINING)
-def train_captioning(context: typer.Context):
-    """Stage 1: learn to caption. `--help` lists all arguments."""
-    from xacle.train.stage1_captioning import main
+def add_training_command(name: str, script: str, about: str):
+    def train(context: typer.Context):
+        import_module(f"xacle.train.{script}").main(context.args)
 
-    main(context.args)
-
-
-@train_app.command("pseudo-labels", context_settings=TRAINING)
-def train_pseudo_labels(context: typer.Context):
-    """Stage 2: learn to rank by a teacher's pseudo-labels. `--help` lists all arguments."""
-    from xacle.train.stage2_pseudo_labels import main
-
-    main(context.args)
+    train_app.command(name, context_settings=TRAINING, help=f"{about} `--help` lists all arguments.")(train)
 
 
-@train_app.command("ratings", context_settings=TRAINING)
-def train_ratings(context: typer.Context):
-    """Stage 3: learn to rank by human ratings. `--help` lists all arguments."""
-    from xacle.train.stage3_ratings import main
-
-    main(context.args)
-
-
-@train_app.command("teacher", context_settings=TRAINING)
-def train_teacher(context: typer.Context):
-    """Tune a CLAP teacher on human ratings (Human-CLAP). `--help` lists all arguments."""
-    from xacle.train.teacher.human_clap import main
-
-    main(context.args)
+for name, (script, about) in TRAINING_SCRIPTS.items():
+    add_training_command(name, script, about)
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -548,6 +575,12 @@ def convert_tmu(
     source: Annotated[str, typer.Argument(help="Released folder or Hub id (config.json and model.pt), or a checkpoint file.")],
     output: Annotated[Path, typer.Argument(help="New folder for the converted model.")],
     llm: Annotated[str | None, typer.Option(help="Folder or Hub id of the language model (config and tokenizer only).")] = None,
+    beats: Annotated[
+        str | None, typer.Option(metavar="FILE_OR_DIR", help="BEATs, for a checkpoint that was saved without its encoder.")
+    ] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="lora_alpha of adapters that were not merged; what config.json says by default.")
+    ] = None,
 ):
     """Convert the authors' released scorer.
 
@@ -563,7 +596,7 @@ def convert_tmu(
             PreTrainedConfig.get_config_dict(llm)
     asked_for = ("the language model", "--llm") if Path(source).exists() else (source, "SOURCE")
     with loading(*asked_for):
-        typer.echo(f"converted: {convert_tmu(source, output, llm)}")
+        typer.echo(f"converted: {convert_tmu(source, output, llm, beats, lora_alpha)}")
 
 
 @convert_app.command("beats")

@@ -5,6 +5,7 @@ caption <|AUDIO_START|> <|AUDIO|>x100 <|AUDIO_END|> <|SCORE|> --language model--
 rating (0-10) = score_shift + score_scale * logit
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -271,7 +272,10 @@ class XacleModel(XaclePreTrainedModel):
         """Fbank -> the encoder's output, and its states pooled to `[clips, num_audio_tokens, audio size]`."""
         if self.training and (self.config.freq_mask_width or self.config.time_mask_width):
             input_features = spec_augment(input_features, self.config.freq_mask_width, self.config.time_mask_width)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_audio_encoder):
+        frozen = self.config.freeze_audio_encoder
+        # In its weights' dtype, under autocast too: the states that are cached, trained on and scored are the same.
+        precision = torch.autocast(input_features.device.type, enabled=False) if frozen else nullcontext()
+        with precision, torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             outputs = self.audio_tower(input_features, **{**kwargs, "return_dict": True})
             states = outputs.last_hidden_state
             if self.config.audio_pooling == "time":

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedConfig, Processo
 from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.utils import logging
 
-from .audio_xacle import MAX_FBANK_BATCH, MAX_SAMPLES, MIN_SAMPLES, SAMPLING_RATE, fbank, load_waveform
+from .audio_xacle import MAX_FBANK_BATCH, MAX_SAMPLES, MIN_SAMPLES, RESAMPLERS, SAMPLING_RATE, fbank, load_waveform
 
 # Saving the processor copies the modules it imports: this line makes the pipeline travel with the model folder.
 from .pipeline_xacle import XaclePipeline  # noqa: F401
@@ -33,6 +33,8 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate (`int`, defaults to 16000): The rate of BEATs, the only one; other audio is resampled.
         padding_value (`float`, defaults to 0.0): Value of padded samples.
         fbank_mean, fbank_std (`float`): AudioSet's statistics. Features are `(fbank - mean) / (2 * std)`.
+        resampler (`"soxr"` or `"sinc_hann"`, defaults to `"soxr"`): How sounds of other rates are resampled. `"sinc_hann"` is
+            the filter of the authors' system, see [`resample_sinc_hann`]; converted checkpoints have it.
     """
 
     model_input_names = ["input_features"]
@@ -44,14 +46,18 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         padding_value: float = 0.0,
         fbank_mean: float = 15.41663,
         fbank_std: float = 6.55582,
+        resampler: str = "soxr",
         **kwargs,
     ):
         if sampling_rate != SAMPLING_RATE:
             raise ValueError(f"BEATs works at {SAMPLING_RATE} Hz, got sampling_rate={sampling_rate}")
+        if resampler not in RESAMPLERS:
+            raise ValueError(f"resampler must be one of {', '.join(RESAMPLERS)}, got {resampler!r}")
         kwargs.setdefault("return_attention_mask", False)
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.fbank_mean = fbank_mean
         self.fbank_std = fbank_std
+        self.resampler = resampler
 
     @property
     def max_samples(self) -> int:
@@ -61,8 +67,8 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
     def fetch_audio(self, audio, sampling_rate: int | None = None):
         """One sound or a list of sounds (see [`load_waveform`]) -> one waveform `[samples]`, or a list of them."""
         if isinstance(audio, (list, tuple)) and not (audio and isinstance(audio[0], Real)):
-            return [load_waveform(item, sampling_rate) for item in audio]
-        return load_waveform(audio, sampling_rate)
+            return [load_waveform(item, sampling_rate, self.sampling_rate, self.resampler) for item in audio]
+        return load_waveform(audio, sampling_rate, self.sampling_rate, self.resampler)
 
     def windows(self, waveform: np.ndarray) -> list[np.ndarray]:
         """Cut `[samples]` into consecutive windows of 10 s; the last holds the rest."""
@@ -208,6 +214,8 @@ class XacleProcessor(ProcessorMixin):
         audio_token, audio_start_token, audio_end_token, score_token (`str`): The special tokens. Released checkpoints call
             them `[AUDIO_START]` and so on.
         max_caption_tokens (`int`, defaults to 256): Longer captions are cut, with a warning.
+        prepend_bos (`bool`, defaults to `False`): Whether every row starts with the tokenizer's BOS token, for language models
+            that were trained with one. (Qwen2.5 was not.)
     """
 
     valid_processor_kwargs = XacleProcessorKwargs
@@ -224,6 +232,7 @@ class XacleProcessor(ProcessorMixin):
         audio_end_token: str = "<|AUDIO_END|>",
         score_token: str = "<|SCORE|>",
         max_caption_tokens: int = 256,
+        prepend_bos: bool = False,
     ):
         self.num_audio_tokens = num_audio_tokens
         self.audio_token = audio_token
@@ -231,6 +240,7 @@ class XacleProcessor(ProcessorMixin):
         self.audio_end_token = audio_end_token
         self.score_token = score_token
         self.max_caption_tokens = max_caption_tokens
+        self.prepend_bos = prepend_bos
         super().__init__(feature_extractor, tokenizer)
         known = tokenizer.get_added_vocab()
         tokens = (audio_token, audio_start_token, audio_end_token, score_token)
@@ -241,6 +251,8 @@ class XacleProcessor(ProcessorMixin):
             )
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no pad_token; Qwen's is '<|endoftext|>'")
+        if prepend_bos and tokenizer.bos_token_id is None:
+            raise ValueError("prepend_bos needs a tokenizer with a bos_token")
         self.audio_token_id, self.audio_start_token_id, self.audio_end_token_id, self.score_token_id = (
             known[token] for token in tokens
         )
@@ -301,14 +313,15 @@ class XacleProcessor(ProcessorMixin):
                 raise ValueError(f"got {len(captions)} captions and {clips} sounds; pass as many of each, or one of either")
             if captions is not None and len(captions) == 1:
                 captions = captions * clips
-        prompt = self._audio_ids()
+        start, audio_ids = self._bos_ids(), self._audio_ids()
+        prompt = start + audio_ids
         if captions is None:
             rows = [prompt] * clips
         elif task == "captioning":
             answers = [[*ids, self.tokenizer.eos_token_id] for ids in self.tokenize_captions(captions)]
             rows = [prompt + answer for answer in answers]
         else:
-            rows = [[*ids, *prompt, self.score_token_id] for ids in self.tokenize_captions(captions)]
+            rows = [[*start, *ids, *audio_ids, self.score_token_id] for ids in self.tokenize_captions(captions)]
         length = self._padded_length(rows, **text_kwargs)
         data["input_ids"] = self._pad(rows, length, self.tokenizer.pad_token_id)
         if captions is None or task == "captioning":
@@ -349,6 +362,9 @@ class XacleProcessor(ProcessorMixin):
     @staticmethod
     def _pad(rows: list[list[int]], length: int, value: int) -> torch.Tensor:
         return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+    def _bos_ids(self) -> list[int]:
+        return [self.tokenizer.bos_token_id] if self.prepend_bos else []
 
     def _audio_ids(self) -> list[int]:
         return [self.audio_start_token_id, *[self.audio_token_id] * self.num_audio_tokens, self.audio_end_token_id]

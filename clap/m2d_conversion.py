@@ -19,7 +19,7 @@ from xacle.clap.m2d_configuration import M2dClapAudioConfig, M2dClapConfig
 from xacle.clap.m2d_modeling import LICENSE_NOTICE, M2dClapModel
 from xacle.clap.m2d_processing import M2dClapFeatureExtractor, M2dClapProcessor
 from xacle.core.provenance import NTT_EVALUATION, weight_source
-from xacle.core.state_dicts import check_tensors, model_from_tensors, read_checkpoint
+from xacle.core.state_dicts import check_tensors, model_from_tensors, read_checkpoint, use_umask
 from xacle.core.tables import check_output_folder
 
 logger = logging.get_logger(__name__)
@@ -242,4 +242,5 @@ def convert_m2d_clap(
     print(LICENSE_NOTICE)
     model.save_pretrained(output)
     M2dClapProcessor(feature_extractor, tokenizer).save_pretrained(output)
+    use_umask(output)
     return output

@@ -8,7 +8,7 @@ from transformers.activations import ACT2FN
 
 from xacle.configuration_xacle import BeatsConfig
 from xacle.core.provenance import weight_source
-from xacle.core.state_dicts import check_tensors, model_from_tensors, read_checkpoint
+from xacle.core.state_dicts import check_tensors, model_from_tensors, read_checkpoint, use_umask
 from xacle.core.tables import check_output_folder
 from xacle.modeling_beats import BeatsForAudioClassification, BeatsModel
 from xacle.processing_xacle import XacleFeatureExtractor
@@ -104,6 +104,22 @@ def convert_beats(file: str | Path, output: str | Path) -> Path:
         ValueError: if the file is no BEATs checkpoint or does not match its own `cfg` exactly; the message names the tensors.
     """
     output = check_output_folder(output)
+    config, tensors, classifier = read_beats(file)
+    if classifier:
+        tensors = {f"beats.{name}": tensor for name, tensor in tensors.items()} | classifier
+    model_class = BeatsForAudioClassification if classifier else BeatsModel
+    model_from_tensors(model_class, config, tensors, str(file)).save_pretrained(output)
+    XacleFeatureExtractor().save_pretrained(output)
+    use_umask(output)
+    return output
+
+
+def read_beats(file: str | Path) -> tuple[BeatsConfig, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Microsoft's file -> configuration, `BeatsModel`'s state dict, and the classifier's, empty if there is none.
+
+    Raises:
+        FileNotFoundError, ValueError: see [`convert_beats`].
+    """
     checkpoint = read_checkpoint(file)
     if not {"cfg", "model"} <= checkpoint.keys():
         raise ValueError(f"'{file}' is no BEATs checkpoint: it has {sorted(checkpoint)[:5]}, not 'cfg' and 'model'")
@@ -115,15 +131,10 @@ def convert_beats(file: str | Path, output: str | Path) -> Path:
         (classifier if name.startswith("predictor.") else tensors)[name] = tensor
     config = config_from_cfg(checkpoint["cfg"], str(file))
     config.weight_sources = [weight_source("audio encoder", f"BEATs ({Path(file).name}), by Microsoft", BEATS_LICENSE)]
-    tensors = rename_beats_tensors(tensors, str(file))
     if classifier:
-        tensors = {f"beats.{name}": tensor for name, tensor in tensors.items()}
-        tensors.update({name.replace("predictor.", "classifier."): tensor for name, tensor in classifier.items()})
         labels = checkpoint.get("label_dict") or range(len(classifier["predictor.bias"]))
         config.id2label = {int(index): str(labels[index]) for index in labels}
         config.label2id = {label: index for index, label in config.id2label.items()}
         config.problem_type = "multi_label_classification"
-    model_class = BeatsForAudioClassification if classifier else BeatsModel
-    model_from_tensors(model_class, config, tensors, str(file)).save_pretrained(output)
-    XacleFeatureExtractor().save_pretrained(output)
-    return output
+    classifier = {name.replace("predictor.", "classifier."): tensor for name, tensor in classifier.items()}
+    return config, rename_beats_tensors(tensors, str(file)), classifier

@@ -10,11 +10,13 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from xacle.configuration_xacle import BeatsConfig, XacleConfig
-from xacle.conversion.beats import rename_beats_tensors
+from xacle.conversion.beats import read_beats, rename_beats_tensors
+from xacle.conversion.lora import merge_lora
 from xacle.core.loading import is_hub_id
-from xacle.core.provenance import TMU, TMU_LICENSE, license_on_card, weight_source
-from xacle.core.state_dicts import check_tensors, model_from_tensors, read_checkpoint
+from xacle.core.provenance import TMU, TMU_LICENSE, license_on_card, sources_of, weight_source
+from xacle.core.state_dicts import check_tensors, model_from_tensors, read_checkpoint, use_umask
 from xacle.core.tables import check_output_folder
+from xacle.modeling_beats import BeatsModel
 from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 
@@ -126,7 +128,13 @@ def audio_config_from(tensors: dict[str, torch.Tensor], source: str) -> BeatsCon
     )
 
 
-def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) -> Path:
+def convert_tmu(
+    source: str | Path,
+    output: str | Path,
+    llm: str | None = None,
+    beats: str | Path | None = None,
+    lora_alpha: float | None = None,
+) -> Path:
     """Convert the authors' checkpoint to a folder that `AutoModel.from_pretrained` loads.
 
     Args:
@@ -134,6 +142,9 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
         output: New folder: safetensors, processor and the model's code.
         llm: Folder or Hub id of the language model; its config and tokenizer are read, not its weights. By default what
             the release's `config.json` names.
+        beats: For a checkpoint that was saved without its frozen encoder: Microsoft's BEATs file, or a converted folder.
+        lora_alpha: For a checkpoint with LoRA adapters that were not merged, see [`merge_lora`]; by default what its
+            `config.json` says, as `lora_alpha` or in a `lora_config`.
 
     Raises:
         FileNotFoundError, FileExistsError: for a missing file or an output folder in use.
@@ -152,7 +163,10 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
     tokenizer.add_special_tokens({"additional_special_tokens": list(TOKENS.values())}, replace_extra_special_tokens=False)
     ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in TOKENS.items()}
 
-    tensors = rename_tmu_tensors(state_dict_of(read_checkpoint(file), str(file)), str(file))
+    if lora_alpha is None:
+        lora_alpha = settings.get("lora_alpha", (settings.get("lora_config") or {}).get("lora_alpha"))
+    tensors = merge_lora(state_dict_of(read_checkpoint(file), str(file)), lora_alpha, str(file))
+    tensors = rename_tmu_tensors(tensors, str(file))
     embeddings = tensors.get("model.language_model.embed_tokens.weight")
     if embeddings is None:
         raise ValueError(
@@ -168,6 +182,12 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
             "is this the right language model?"
         )
 
+    sources = [_source_of(source, folder)]
+    audio_config, encoder = _encoder_of(beats, tensors, str(file))
+    tensors |= encoder
+    if beats is not None:
+        sources += sources_of(audio_config.to_dict(), "audio encoder", beats)
+
     text_config = AutoConfig.from_pretrained(llm)
     text_config.vocab_size = len(embeddings)
     text_config.dtype = embeddings.dtype
@@ -177,7 +197,7 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
     ]
     fc1 = tensors.get("model.multi_modal_projector.blocks.0.fc1.weight")
     config = XacleConfig(
-        audio_config=audio_config_from(tensors, str(file)),
+        audio_config=audio_config,
         text_config=text_config,
         num_audio_tokens=settings.get("num_audio_tokens", 100),
         projector_intermediate_size=3584 if fc1 is None else len(fc1) // 2,
@@ -185,12 +205,13 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
         score_head_hidden_sizes=head_sizes,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        weight_sources=[_source_of(source, folder)],
+        weight_sources=sources,
         **ids,
     )
     model = model_from_tensors(XacleForAlignmentScoring, config, tensors, str(file))
     model.save_pretrained(output)
-    processor = XacleProcessor(XacleFeatureExtractor(), tokenizer, num_audio_tokens=config.num_audio_tokens, **TOKENS)
+    extractor = XacleFeatureExtractor(resampler="sinc_hann")  # the authors' system uses torchaudio's
+    processor = XacleProcessor(extractor, tokenizer, num_audio_tokens=config.num_audio_tokens, **TOKENS)
     processor.save_pretrained(output)
     card = MODEL_CARD.format(
         source=Path(source).name if Path(source).exists() else source,
@@ -198,7 +219,25 @@ def convert_tmu(source: str | Path, output: str | Path, llm: str | None = None) 
         published=TMU,
     )
     (output / "README.md").write_text(card)
+    use_umask(output)
     return output
+
+
+def _encoder_of(beats: str | Path | None, tensors: dict, source: str) -> tuple[BeatsConfig, dict[str, torch.Tensor]]:
+    """The encoder's configuration, and its tensors if they come from elsewhere than the checkpoint."""
+    complete = any(name.startswith("model.audio_tower.") for name in tensors)
+    if beats is None and not complete and any(name.startswith("score_head.") for name in tensors):
+        raise ValueError(f"'{source}' holds no BEATs weights; pass the encoder it was trained with, --beats FILE_OR_DIR")
+    if beats is None:
+        return audio_config_from(tensors, source), {}
+    if complete:
+        raise ValueError(f"'{source}' holds its own BEATs weights: leave out --beats")
+    if Path(beats).is_file():
+        config, encoder, _ = read_beats(beats)
+    else:
+        model = BeatsModel.from_pretrained(beats, dtype="float32")
+        config, encoder = model.config, model.state_dict()
+    return config, {f"model.audio_tower.{name}": tensor for name, tensor in encoder.items()}
 
 
 def _source_of(checkpoint: str | Path, folder: Path) -> dict:

@@ -137,6 +137,9 @@ def hash_clips(audio: dict[int, object], memory: Path | None = None, share: Shar
 
 
 def _hash_clip(audio, known: dict[str, tuple[list[int], str]], memory: TextIO | None) -> str:
+    if isinstance(audio, dict) and (audio.get("start") is not None or audio.get("end") is not None):
+        whole = _hash_clip({**audio, "start": None, "end": None}, known, memory)
+        return content_digest(f"{whole} {audio['start']} {audio['end']}".encode())
     if isinstance(audio, dict):
         audio = audio.get("bytes") or audio.get("path") or np.asarray(audio["array"]).tobytes()
     if hasattr(audio, "read"):

@@ -4,6 +4,7 @@ A table's column is found by [`column_of`] (it must be there) or [`find_column`]
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 # The challenge's files say wav_file_name, its README wave_file_name; the others are usual in Hub datasets.
@@ -11,6 +12,8 @@ FILE_COLUMNS = ("wav_file_name", "wave_file_name", "file_name", "path", "audio")
 TEXT_COLUMNS = ("text", "caption")
 LISTENER_ID_COLUMNS = ("listener_id",)
 MODEL_ID_COLUMNS = ("model_id",)  # the system that made a sound
+AUDIO_COLUMN = "audio"  # where `datasets` keeps sounds
+CUT_COLUMNS = ("start", "end")  # seconds: the cut of a long sound that a row is about
 
 PREDICTION_COLUMNS = ("pred_score", "prediction_score")  # the challenge's name; the authors' code writes the other
 AVERAGE_COLUMNS = ("average_score", "average_semantic_alignement_score")  # in the challenge's files, and in its README
@@ -26,6 +29,35 @@ LABEL_COLUMNS = {
     "caption": (),
     "any": RATING_COLUMNS + PSEUDO_LABEL_COLUMNS,
 }
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """
+    What a source calls its columns, where that is none of the names above.
+
+    Args:
+        audio: The column of sounds, or of their names.
+        text: The captions.
+        score: The labels to train on: mean ratings, ratings of the listeners named in `listener_id`, or pseudo-labels.
+    """
+
+    audio: str | None = None
+    text: str | None = None
+    score: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return FILE_COLUMNS if self.audio is None else (self.audio,)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return TEXT_COLUMNS if self.text is None else (self.text,)
+
+    def labels(self, label: str) -> tuple[str, ...]:
+        """The names of a label's column, see `LABEL_COLUMNS`."""
+        known = LABEL_COLUMNS[label]
+        return (self.score, *known) if known and self.score else known
 
 
 def find_column(columns: Iterable[str | None], names: tuple[str, ...]) -> str | None:

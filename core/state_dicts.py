@@ -1,5 +1,6 @@
 """What every converter does: read a checkpoint without running its code, and fit its state dict into a model exactly."""
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -57,3 +58,11 @@ def model_from_tensors(model_class: type[PreTrainedModel], config, tensors: dict
         raise ValueError(f"'{source}' does not fit {model_class.__name__}:\n  " + "\n  ".join(problems))
     model.load_state_dict(tensors, assign=True)
     return model.eval()
+
+
+def use_umask(folder: str | Path) -> None:
+    """Give a folder's weights the permissions that new files have: safetensors writes them for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in Path(folder).glob("*.safetensors"):
+        file.chmod(0o666 & ~mask)

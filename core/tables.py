@@ -1,7 +1,7 @@
-"""Tables: every way in (CSV, JSONL, `datasets`), and every way out.
+"""Tables: CSV and JSONL in, pairs to score checked, and every way out.
 
-In: rows with their line numbers; pairs to score, checked before any work. Out: CSV or JSONL files that appear when they are
-complete. Which names a column may have stands in columns.py.
+In: rows with their line numbers, and pairs to score. Out: CSV, JSONL or Parquet files that appear when they are complete.
+Which names a column may have stands in columns.py; other sources of rows than CSV and JSONL in sources.py.
 """
 
 import csv
@@ -12,15 +12,25 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import IO, TextIO
 
 import numpy as np
 
-from xacle.audio_xacle import open_sound
-from xacle.core.columns import FILE_COLUMNS, PREDICTION_COLUMNS, TEXT_COLUMNS, column_of
+from xacle.audio_xacle import cut_samples, open_sound
+from xacle.core.columns import (
+    CUT_COLUMNS,
+    FILE_COLUMNS,
+    PREDICTION_COLUMNS,
+    TEXT_COLUMNS,
+    ColumnNames,
+    column_of,
+)
 
 TABLE_SUFFIXES = (".csv", ".jsonl")
+OUTPUT_SUFFIXES = (*TABLE_SUFFIXES, ".parquet")
+PARQUET_ROWS = 10_000  # written at once
 REJECTED_SUFFIX = ".rejected.csv"
 
 
@@ -35,6 +45,8 @@ class Pair:
         text: The caption.
         wav_file_name: What the table calls the sound.
         row: The table's row.
+        start, end: The cut of the sound that is scored, in seconds; `None` for its beginning and its end.
+        part: Which of several files it is from, by number.
     """
 
     line: int
@@ -42,15 +54,48 @@ class Pair:
     text: str
     wav_file_name: str = ""
     row: dict | None = None
+    start: float | None = None
+    end: float | None = None
+    part: int = 0
+
+    @property
+    def sound(self):
+        """What `load_waveform` takes for the cut."""
+        return cut_of(self.audio, self.start, self.end)
+
+
+def cut_of(audio, start: float | None, end: float | None):
+    """A sound, and seconds -> what `load_waveform` takes for this cut of it."""
+    if start is None and end is None:
+        return audio
+    cut = {"start": start, "end": end}
+    if isinstance(audio, dict):
+        return {**audio, **cut}
+    return {"path" if isinstance(audio, (str, Path)) else "bytes": audio, **cut}
 
 
 @dataclass
 class Problem:
-    """A row that cannot be scored, and why."""
+    """
+    A row that cannot be scored, and why.
+
+    Args:
+        line: Its line, or its number.
+        reason: What is wrong with it, and how to fix it.
+        row: Its columns.
+        source: The file or data set it is from, where the table has several or streams.
+        part: The number of this file.
+    """
 
     line: int
     reason: str
     row: dict
+    source: str | None = None
+    part: int = 0
+
+    def __str__(self) -> str:
+        unit = "line" if Path(self.source or "").suffix.lower() in TABLE_SUFFIXES else "row"
+        return f"{self.source}, {unit} {self.line}: {self.reason}"
 
 
 class TableError(ValueError):
@@ -60,7 +105,10 @@ class TableError(ValueError):
 
     def __init__(self, table: Path | str, problems: list[Problem], advice: str, use: str = "scored"):
         self.problems = problems
-        lines = [f"{table}, line {problem.line}: {problem.reason}" for problem in problems[: self.MAX_LISTED]]
+        lines = [
+            str(problem) if problem.source else f"{table}, line {problem.line}: {problem.reason}"
+            for problem in problems[: self.MAX_LISTED]
+        ]
         if len(problems) > self.MAX_LISTED:
             lines.append(f"... and {len(problems) - self.MAX_LISTED} more")
         super().__init__("\n".join([f"rows that cannot be {use}: {len(problems)}", *lines, advice]))
@@ -130,42 +178,6 @@ def _stream_jsonl(file: TextIO, table: Path) -> Iterator[tuple[int, dict]]:
         yield line, row
 
 
-class TableSource(NamedTuple):
-    """A table's name, its rows with their numbers, its folder, and the `datasets` columns its sounds are stored in, if any."""
-
-    name: str
-    rows: Iterator[tuple[int, dict]]
-    folder: Path | None
-    stored: object
-
-
-def open_table(source) -> TableSource:
-    """A CSV or JSONL file, a folder of `datasets.Dataset.save_to_disk`, or a `datasets.Dataset`.
-
-    Raises:
-        ValueError: if a folder or object holds anything but one split; also what [`stream_rows`] raises.
-    """
-    if isinstance(source, (str, Path)):
-        source = Path(source)
-        if not source.is_dir():
-            return TableSource(str(source), stream_rows(source), source.parent, None)
-        from datasets import load_from_disk
-
-        folder, source = source, load_from_disk(str(source))
-        name = str(folder)
-    else:
-        name, folder = "the dataset", None
-    if not hasattr(source, "column_names") or isinstance(source.column_names, dict):
-        raise ValueError(f"{name} must be one `datasets.Dataset` with one split, got a {type(source).__name__}")
-    from datasets import Audio
-
-    for column, feature in source.features.items():
-        if isinstance(feature, Audio):  # decoded here, by soundfile
-            source = source.cast_column(column, Audio(decode=False))
-    stored = source.select_columns(["audio"]) if "audio" in source.column_names else None
-    return TableSource(name, enumerate(source, start=1), folder, stored)
-
-
 def name_of(row: dict, column: str, table: Path, line: int) -> str:
     """A row's file name, or another text it must have. Raises `ValueError`, naming table and line, if it has none."""
     name = row.get(column)
@@ -193,12 +205,13 @@ def is_unicode(text: str) -> bool:
 # --- Pairs to score ------------------------------------------------------------------------------------------------------
 
 
-def read_pairs(table: Path, audio_dir: Path) -> tuple[list[Pair], list[Problem]]:
+def read_pairs(table: Path, audio_dir: Path, names: ColumnNames | None = None) -> tuple[list[Pair], list[Problem]]:
     """Read a table of pairs and check every row and every audio file's header.
 
     Args:
-        table: CSV or JSONL with a file and a text column (see columns.py); others are ignored.
+        table: CSV or JSONL with a file and a text column (see columns.py), and perhaps `start` and `end`; others are ignored.
         audio_dir: Where the files are; names may have sub-folders, be absolute, or be http(s) URLs.
+        names: What the columns are called.
 
     Returns:
         The rows that can be scored and those that cannot, both in the table's order. A fault inside the samples (NaN, a
@@ -207,23 +220,59 @@ def read_pairs(table: Path, audio_dir: Path) -> tuple[list[Pair], list[Problem]]
     Raises:
         FileNotFoundError, ValueError: if the table itself cannot be read or lacks a column.
     """
-    rows = read_rows(table)
-    file_column = column_of(rows, FILE_COLUMNS, table)
-    text_column = column_of(rows, TEXT_COLUMNS, table)
-    pairs, problems, sounds = [], [], {}
-    for line, row in rows:
-        reason = pair_problem(row, file_column, text_column)
+    rows, names = read_rows(table), names or ColumnNames()
+    check = PairCheck(column_of(rows, names.files, table), column_of(rows, names.texts, table), audio_dir)
+    checked = [check(line, row) for line, row in rows]
+    pairs = [pair for pair in checked if isinstance(pair, Pair)]
+    return pairs, [problem for problem in checked if isinstance(problem, Problem)]
+
+
+class PairCheck:
+    """
+    Checks rows one by one, each sound's header once.
+
+    Args:
+        file_column, text_column: The columns of the sounds' names and of the captions.
+        audio_dir: Where files are.
+    """
+
+    def __init__(self, file_column: str, text_column: str, audio_dir: Path):
+        self.file_column, self.text_column, self.audio_dir = file_column, text_column, audio_dir
+        self.sounds = {}  # one path for all of a sound's rows
+
+    def __call__(self, line: int, row: dict, sound=None) -> Pair | Problem:
+        """
+        Args:
+            sound: The sound that the row holds; `None` if it names a file.
+        """
+        start = end = None
+        reason = pair_problem(row, self.file_column, self.text_column)
         if reason is None:
-            name = row[file_column]
-            if name not in sounds:  # one path for all of a sound's rows
-                audio = locate_audio(name, audio_dir)
-                sounds[name] = audio, header_problem(audio)
-            audio, reason = sounds[name]
-        if reason is None:
-            pairs.append(Pair(line, audio, row[text_column], name, row))
-        else:
-            problems.append(Problem(line, reason, row))
-    return pairs, problems
+            start, end, reason = read_cut(row)
+        if reason is None and sound is None:
+            key = row[self.file_column], start, end
+            if key not in self.sounds:
+                located = locate_audio(key[0], self.audio_dir)
+                self.sounds[key] = located, header_problem(located, start, end)
+            sound, reason = self.sounds[key]
+        if reason is not None:
+            return Problem(line, reason, row)
+        return Pair(line, sound, row[self.text_column], row[self.file_column], row, start, end)
+
+
+def read_cut(row: dict) -> tuple[float | None, float | None, str | None]:
+    """A row's `start` and `end` in seconds, where it has them, and what is wrong with them."""
+    seconds = []
+    for column in CUT_COLUMNS:
+        value = row.get(column)
+        try:
+            number = None if value in (None, "") else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if number is not None and not math.isfinite(number):
+            return None, None, f"{column} must be a number of seconds, got {value!r}"
+        seconds.append(number)
+    return *seconds, None
 
 
 def pair_problem(row: dict, file_column: str, text_column: str = TEXT_COLUMNS[0]) -> str | None:
@@ -248,12 +297,15 @@ def locate_audio(name: str, audio_dir: Path) -> str | Path:
     return name if re.match("https?://", name, re.IGNORECASE) else audio_dir / name
 
 
-def header_problem(audio: str | Path) -> str | None:
-    """What is wrong with an audio file by its header; `None` if it looks fine, and for URLs, which are not fetched."""
+def header_problem(audio: str | Path, start: float | None = None, end: float | None = None) -> str | None:
+    """What is wrong with an audio file, or a cut of it, by its header; `None` if it looks fine, and for URLs, which are not
+    fetched."""
     if isinstance(audio, str):
         return None
     try:
         with open_sound(audio) as sound:
+            if start is not None or end is not None:
+                cut_samples(sound.frames, sound.samplerate, start, end, str(audio))
             return None if sound.frames else f"'{audio}' holds no samples"
     except (OSError, ValueError) as error:
         return str(error)
@@ -326,11 +378,12 @@ def rejected_file(output: Path) -> Path:
 
 
 @contextmanager
-def complete_file(output: Path, errors: str = "strict") -> Iterator[TextIO]:
-    """A text file to write that becomes `output` at the end: a killed or failed job leaves no file that looks complete."""
+def complete_file(output: Path, errors: str = "strict", binary: bool = False) -> Iterator[IO]:
+    """A file to write that becomes `output` at the end: a killed or failed job leaves no file that looks complete."""
     unfinished = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+    text = {} if binary else {"encoding": "utf-8", "errors": errors, "newline": ""}
     try:
-        with unfinished.open("w", encoding="utf-8", errors=errors, newline="") as file:
+        with unfinished.open("wb" if binary else "w", **text) as file:
             yield file
         unfinished.replace(output)
     finally:
@@ -338,13 +391,16 @@ def complete_file(output: Path, errors: str = "strict") -> Iterator[TextIO]:
 
 
 def write_rows(output: Path, columns: Sequence[str], rows: Iterable[Sequence], errors: str = "strict") -> None:
-    """Write rows as CSV or, by `output`'s suffix, JSONL. Values of type `np.float32` are written by [`shortest`].
+    """Write rows as CSV or, by `output`'s suffix, JSONL or Parquet. In text, `np.float32` is written by [`shortest`].
 
     Args:
         errors: What becomes of characters that UTF-8 cannot encode, see `open`.
     """
-    with complete_file(output, errors) as file:
-        if output.suffix.lower() == ".jsonl":
+    suffix = output.suffix.lower()
+    with complete_file(output, errors, binary=suffix == ".parquet") as file:
+        if suffix == ".parquet":
+            _write_parquet(file, columns, iter(rows))
+        elif suffix == ".jsonl":
             for row in rows:
                 values = (float(shortest(value)) if isinstance(value, np.float32) else value for value in row)
                 file.write(json.dumps(dict(zip(columns, values, strict=True)), ensure_ascii=False) + "\n")
@@ -353,6 +409,32 @@ def write_rows(output: Path, columns: Sequence[str], rows: Iterable[Sequence], e
             table.writerow(columns)
             for row in rows:
                 table.writerow([shortest(value) if isinstance(value, np.float32) else value for value in row])
+
+
+def _write_parquet(file: IO[bytes], columns: Sequence[str], rows: Iterator[Sequence]) -> None:
+    """The types of columns are those of the first rows; a column without values there is one of strings."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def cells(block: list[Sequence]) -> list[list]:
+        return [list(column) for column in zip(*block, strict=True)] or [[] for _ in columns]
+
+    block = list(islice(rows, PARQUET_ROWS))
+    types = [pa.array(column).type for column in cells(block)]
+    types = [pa.string() if pa.types.is_null(kind) else kind for kind in types]
+    with parquet.ParquetWriter(file, pa.schema(list(zip(columns, types, strict=True)))) as writer:
+        while True:
+            arrays = []
+            for name, kind, values in zip(columns, types, cells(block), strict=True):
+                if pa.types.is_string(kind):
+                    values = [value if value is None else str(value) for value in values]
+                try:
+                    arrays.append(pa.array(values, kind))
+                except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                    raise ValueError(f"the column {name} holds values of several types ({error}); write .csv") from error
+            writer.write_table(pa.table(arrays, schema=writer.schema))
+            if not (block := list(islice(rows, PARQUET_ROWS))):
+                return
 
 
 def write_scores(output: Path, rows: Iterable[tuple[str, str, float]], with_text: bool = False) -> None:
@@ -365,14 +447,19 @@ def write_scores(output: Path, rows: Iterable[tuple[str, str, float]], with_text
 
 
 def write_problems(rejected: Path, problems: list[Problem]) -> None:
-    """Write rows as they came, with line number and reason in front, as CSV: fix them and score that file.
+    """Write rows as they came, with line number and reason (and source, if there are several) in front, as CSV: fix them and
+    score that file.
 
     The line and reason of rows that were rejected before give way to the new ones.
     """
     columns = list(dict.fromkeys(name for problem in problems for name in problem.row if name is not None))
-    columns = [name for name in columns if name not in ("line", "reason")]
+    columns = [name for name in columns if name not in ("source", "line", "reason")]
+    sourced = any(problem.source for problem in problems)
+    if not sourced:
+        problems = sorted(problems, key=lambda problem: problem.line)
+    front = (([problem.source] if sourced else []) + [problem.line, problem.reason] for problem in problems)
     rows = (
-        [problem.line, problem.reason, *(problem.row.get(name) for name in columns), *problem.row.get(None, [])]
-        for problem in sorted(problems, key=lambda problem: problem.line)
+        [*place, *(problem.row.get(name) for name in columns), *problem.row.get(None, [])]
+        for place, problem in zip(front, problems, strict=True)
     )
-    write_rows(rejected, ["line", "reason", *columns], rows, errors="backslashreplace")
+    write_rows(rejected, [*["source"] * sourced, "line", "reason", *columns], rows, errors="backslashreplace")

@@ -6,7 +6,9 @@ ratings.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from tqdm import tqdm
 
 from xacle.core.tables import check_output_folder, write_rows
 from xacle.demo.audio_encoder import LabeledClips, fbank_of
-from xacle.demo.corpus import PAIR, RatedPair, write_ratings
+from xacle.demo.corpus import PAIR, RATED, RatedPair, write_ratings
 from xacle.demo.simulated_listeners import make_panel, rate_pair
 from xacle.soundscapes.agreement import agreement
 from xacle.soundscapes.captions import describe
@@ -26,16 +28,20 @@ from xacle.soundscapes.random_numbers import generator
 from xacle.soundscapes.render import SAMPLING_RATE, render, to_int16
 from xacle.soundscapes.scenes import Scene, random_scene
 
+SPLITS = (*RATED, "captions")
 PANEL = {"train": "a", "validation": "a", "test": "b"}
 RATINGS_PER_PAIR = {"train": 4, "validation": 4, "test": 8}
 RATINGS_PER_LISTENER = 13  # as in XACLE
-SHARE_TRUE, SHARE_NEAR = 0.43, 0.35  # of all pairs; the rest are plain mismatches
+SCENES_PER_GROUP = 3
+SOUNDS_PER_CAPTION = SCENES_PER_GROUP + 1
+PAIRS_PER_GROUP = SCENES_PER_GROUP * SOUNDS_PER_CAPTION
 EVENT_CLASSES = (*KINDS, *AXIS_OF)
 
 ABOUT = (
     f"Scenes of 10 s with one or two of {len(KINDS)} kinds of events (rain, a dog, a siren, footsteps ...), generated from a "
-    "seed together with their captions. Some captions of the rated pairs fit, some have one thing wrong, some describe another "
-    "sound."
+    f"seed together with their captions. As in XACLE, a caption is rated with several sounds, here {SOUNDS_PER_CAPTION}: its "
+    "own, two that are nearly right (the order is reversed, details are exchanged between the events, one event is another "
+    "...) and one without a common event."
 )
 ABOUT_RATINGS = (
     "A sum compares the sound with the caption: events, counts, order, attributes. Simulated listeners, each with a bias, a "
@@ -44,30 +50,73 @@ ABOUT_RATINGS = (
 )
 
 
-def draw_description(scene: Scene, rng: np.random.Generator) -> Scene:
-    """
-    What the caption of a rated pair says: 43 % the truth, 35 % near misses, 22 % another scene without a common event.
+@dataclass(frozen=True)
+class DrawnPair:
+    """A sound, as its scene and the seed it is rendered with, and a caption, as the scene it describes and its text."""
 
-    Details are left out of all of them alike; otherwise the length of a caption alone would predict its rating.
+    scene: Scene
+    seed: int
+    described: Scene
+    text: str
+
+    @property
+    def agreement(self) -> float:
+        return agreement(self.scene, self.described)
+
+    def write_sound(self, path: Path) -> None:
+        sf.write(path, to_int16(render(self.scene, self.seed)), SAMPLING_RATE, subtype="PCM_16")
+
+
+def draw_pair(scene: Scene, described: Scene, text: str, rng: np.random.Generator) -> DrawnPair:
+    return DrawnPair(scene, int(rng.random() * 2**32), described, text)
+
+
+def draw_group(rng: np.random.Generator) -> list[Scene]:
+    """A scene and two near misses of it. One of them is the reverse of a scene with an order."""
+    scenes = [random_scene(rng)]
+    if scenes[0].relation == "followed by":
+        scenes.append(replace(scenes[0], events=scenes[0].events[::-1]))
+    while len(scenes) < SCENES_PER_GROUP:
+        if (miss := near_miss(scenes[0], rng)) not in scenes:
+            scenes.append(miss)
+    return scenes
+
+
+def draw_rated_pairs(size: int, *seed: int) -> list[DrawnPair]:
     """
-    draw = rng.random()
-    if draw < SHARE_TRUE:
-        return understate(scene, rng)
-    if draw < SHARE_TRUE + SHARE_NEAR:
-        return understate(near_miss(scene, rng), rng)
-    while True:
-        other = random_scene(rng)
-        if not other.kinds & scene.kinds:
-            return understate(other, rng)
+    The pairs of a rated split: a caption for each scene of a group, with a sound of each of them and one of another group.
+
+    Every scene is described as often as it sounds: neither the sound nor the caption alone says how well they match. Details
+    are left out of all captions alike. Each group has its own generator: the first ones do not depend on `size`.
+    """
+    generators = [generator(*seed, group) for group in range(max(2, ceil(size / PAIRS_PER_GROUP)))]
+    groups = [draw_group(rng) for rng in generators]
+    pairs = []
+    for group, rng in zip(groups, generators, strict=True):
+        for scene in group:
+            described = understate(scene, rng)
+            text = describe(described, rng)
+            other = random_scene(rng)
+            while other.kinds & scene.kinds:
+                other = random_scene(rng)
+            pairs += [draw_pair(sounding, described, text, rng) for sounding in (*group, other)]
+    return pairs[:size]
+
+
+def draw_captioned_pair(*seed: int) -> DrawnPair:
+    rng = generator(*seed)
+    scene = random_scene(rng)
+    return draw_pair(scene, scene, describe(scene, rng), rng)
 
 
 def write_corpus(
     folder: str | Path, seed: int = 0, train: int = 400, validation: int = 100, test: int = 100, captions: int = 600
 ) -> dict:
     """
-    Write a corpus folder (see corpus.py) with sounds `NNNNN.wav` (16 kHz, mono, 16-bit, 10 s), one caption each.
+    Write a corpus folder (see corpus.py) with sounds `NNNNN.wav` (16 kHz, mono, 16-bit, 10 s), the tables first.
 
-    `scenes.jsonl` has, for each clip, the scene, the scene that the caption describes, and the agreement of the two.
+    Rated pairs come in groups of twelve: three captions with four sounds each. `scenes.jsonl` has, for each pair, the scene,
+    the scene that the caption describes, and the agreement of the two.
 
     Args:
         train, validation, test: Rated pairs, at least two each.
@@ -82,42 +131,41 @@ def write_corpus(
         ValueError: if a rated split has fewer than two pairs.
     """
     folder = check_output_folder(folder)
-    sizes = {"train": train, "validation": validation, "test": test, "captions": captions}
-    if min(train, validation, test) < 2:
+    sizes = {"train": train, "validation": validation, "test": test}
+    if min(sizes.values()) < 2:
         raise ValueError(f"train, validation and test need at least two pairs each, got {train}, {validation}, {test}")
     summary = {"seed": seed, "about": ABOUT, "ratings": "simulated", "about_ratings": ABOUT_RATINGS, "captions": captions}
     totals = {"a": 4 * (train + validation), "b": 8 * test}
     panels = {name: make_panel(name, max(8, total // RATINGS_PER_LISTENER), seed) for name, total in totals.items()}
     (folder / "meta_data").mkdir(parents=True)
-    first = 0
-    with (
-        (folder / "scenes.jsonl").open("w") as truth,
-        tqdm(total=sum(sizes.values()), desc="soundscapes", unit=" clips") as bar,
-    ):
-        for number, (split, size) in enumerate(sizes.items(), start=1):
-            (folder / "wav" / split).mkdir(parents=True)
-            pairs, true_captions = [], []
-            for index in range(size):
-                rng = generator(seed, number, index)  # its own: a split's first sounds do not depend on the sizes
-                scene = random_scene(rng)
-                described = scene if split == "captions" else draw_description(scene, rng)
-                pair = RatedPair(f"{first + index:05d}.wav", describe(described, rng), agreement(scene, described), [])
-                wave = to_int16(render(scene, int(rng.random() * 2**32)))
-                sf.write(folder / "wav" / split / pair.wav_file_name, wave, SAMPLING_RATE, subtype="PCM_16")
-                if split != "captions":
-                    pair.ratings = rate_pair(pair.agreement, panels[PANEL[split]], RATINGS_PER_PAIR[split], rng)
-                fields = {"wav_file_name": pair.wav_file_name, "split": split, "agreement": round(pair.agreement, 4)}
-                truth.write(json.dumps({**fields, "scene": asdict(scene), "described": asdict(described)}) + "\n")
-                pairs.append(pair)
-                true_captions.append((pair.wav_file_name, describe(scene, generator(0))))
-                bar.update()
-            first += size
+    drawn = {split: draw_rated_pairs(size, seed, number) for number, (split, size) in enumerate(sizes.items(), start=1)}
+    drawn["captions"] = [draw_captioned_pair(seed, len(SPLITS), index) for index in range(captions)]
+    numbers, sounds = count(), []  # in file names
+    with (folder / "scenes.jsonl").open("w") as truth:
+        for number, (split, pairs) in enumerate(drawn.items(), start=1):
+            names = [f"{next(numbers):05d}.wav" for _ in pairs]
+            sounds += [(folder / "wav" / split / name, pair) for name, pair in zip(names, pairs, strict=True)]
+            for name, pair in zip(names, pairs, strict=True):
+                fields = {"wav_file_name": name, "split": split, "agreement": round(pair.agreement, 4)}
+                truth.write(json.dumps(fields | {"scene": asdict(pair.scene), "described": asdict(pair.described)}) + "\n")
             if split == "captions":
-                write_rows(folder / "meta_data/captions.csv", PAIR, [(pair.wav_file_name, pair.text) for pair in pairs])
-            else:
-                summary[split] = write_ratings(folder, split, pairs)
+                rows = [(name, pair.text) for name, pair in zip(names, pairs, strict=True)]
+                write_rows(folder / "meta_data/captions.csv", PAIR, rows)
+                continue
+            rng, panel = generator(seed, 10 + number), panels[PANEL[split]]
+            rated = [
+                RatedPair(name, pair.text, pair.agreement, rate_pair(pair.agreement, panel, RATINGS_PER_PAIR[split], rng))
+                for name, pair in zip(names, pairs, strict=True)
+            ]
+            summary[split] = write_ratings(folder, split, rated)
             if split == "test":
-                write_rows(folder / "meta_data/test_captions.csv", PAIR, true_captions)
+                rows = [(name, describe(pair.scene, generator(0))) for name, pair in zip(names, pairs, strict=True)]
+                write_rows(folder / "meta_data/test_captions.csv", PAIR, rows)
+
+    for split in SPLITS:
+        (folder / "wav" / split).mkdir(parents=True)
+    for path, pair in tqdm(sounds, desc="soundscapes", unit=" clips"):
+        pair.write_sound(path)
     (folder / "corpus.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 

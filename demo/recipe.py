@@ -7,7 +7,6 @@ import gc
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +18,21 @@ from xacle.core.tables import stream_rows, write_rows
 from xacle.demo.audio_encoder import read_events, share_found, train_encoder
 from xacle.demo.corpus import AVERAGE, RATED, Corpus
 from xacle.demo.generated_corpus import event_clips, scene_clips, write_corpus
+from xacle.demo.schedule import Step
 from xacle.demo.settings import Settings
-from xacle.demo.systems import BLIND_CAPTION, score_systems
+from xacle.demo.systems import BLIND_CAPTION, score_early, score_systems
 from xacle.demo.tiny_models import DEMO_LICENSE, save_small_clap, save_small_scorer
 from xacle.modeling_beats import BeatsForAudioClassification, BeatsModel
+from xacle.modeling_xacle import XacleForAlignmentScoring
+from xacle.processing_xacle import XacleProcessor
 from xacle.soundscapes.random_numbers import generator
 from xacle.soundscapes.render import SAMPLES, SAMPLING_RATE
 from xacle.train import stage1_captioning, stage2_pseudo_labels, stage3_ratings
+from xacle.train.clip_features import cache_features
 from xacle.train.teacher import human_clap
 from xacle.train.teacher.pseudo_labels import pseudo_label
 
+CACHE_DTYPE = "float16"
 AUDIO_BLIND, CAPTION_BLIND = "_audio_blind", "_caption_blind"  # endings of tables
 BATCH_SIZE = 16  # the paper's
 ENCODER_TEST_SCENES = 100
@@ -68,22 +72,29 @@ class Recipe:
             write_rows(folder / f"{split}{CAPTION_BLIND}.csv", AVERAGE, captionless)
 
     def make_encoder(self, folder: Path) -> dict:
-        """A small BEATs that classifies events, unless an encoder is given; and an untrained scorer around it."""
-        given, found = self.settings.audio_encoder, None
+        """A small BEATs that classifies events; nothing if an encoder is given."""
+        if self.settings.audio_encoder is not None:
+            return {"events_found": None}
+        classifier, found = self.train_encoder()
+        classifier.save_pretrained(folder)
+        return {"events_found": found}
+
+    def make_scorer(self, folder: Path) -> None:
+        """An untrained scorer around the audio encoder, with the audio states of all clips in the cache."""
+        given = self.settings.audio_encoder
         if given is not None:
             encoder = BeatsModel.from_pretrained(given, dtype=torch.float32)
             sources = sources_of(encoder.config.to_dict(), "audio encoder", given)
         else:
-            classifier, found = self.train_encoder()
-            classifier.save_pretrained(folder)
-            encoder = classifier.beats
+            encoder = BeatsForAudioClassification.from_pretrained(self.out / "encoder").beats
             generated = self.settings.corpus is None
             sounds, license = ("generated sounds", DEMO_LICENSE) if generated else (self.corpus.folder.name, None)
             sources = [weight_source("audio encoder", f"a small BEATs, trained on {sounds}", license)]
-        save_small_scorer(encoder, sources, self.captions(), self.out / "untrained", self.seed)
-        if found is not None:
-            print(f"The encoder finds {found:.0%} of the events in new clips.")
-        return {"events_found": found}
+        save_small_scorer(encoder, sources, self.captions(), folder, self.seed)
+        model, processor = XacleForAlignmentScoring.from_pretrained(folder), XacleProcessor.from_pretrained(folder)
+        for split in (*RATED, "captions"):
+            sounds = dict(enumerate(map(str, dict.fromkeys(self.corpus.sounds(split)))))
+            cache_features("audio_states", sounds, processor, self.cache, model, dtype=CACHE_DTYPE)
 
     def train_encoder(self) -> tuple[BeatsForAudioClassification, float | None]:
         """The classifier, and the share of events it finds in clips it was not trained on, if there are any."""
@@ -112,7 +123,6 @@ class Recipe:
             learning_rate=1e-3,
             num_train_epochs=self.epochs(self.plan.clap_pairs, "captions"),
             max_grad_norm=1.0,
-            dataloader_num_workers=1,  # which decodes while this process computes
             feature_cache="none",
         )
 
@@ -123,7 +133,7 @@ class Recipe:
             folder,
             self.out / "clap",
             **self.ratings("train"),
-            learning_rate=1e-4,
+            learning_rate=2e-4,
             num_train_epochs=self.epochs(self.plan.teacher_pairs, "train"),
             max_grad_norm=1.0,
             feature_cache="none",
@@ -163,16 +173,15 @@ class Recipe:
             self.folder(start),
             train_file=self.folder("pseudo_labels") / "pseudo_labels.csv",
             audio_dir=self.corpus.audio_dir("captions"),
-            per_device_train_batch_size=2 * BATCH_SIZE,  # so small a model learns more evenly from longer lists
             learning_rate=7e-4,
             num_train_epochs=max(1, round(self.plan.pseudo_label_pairs / rows)),
-            listnet_temperature=0.2,
         )
 
     def stage12(self, folder: Path) -> None:
         self.stage2(folder, "stage1")
 
-    def stage3(self, folder: Path, start: str, blind: str = "", learning_rate: float = 2e-5, longer: int = 1) -> None:
+    def stage3(self, folder: Path, start: str, blind: str = "", learning_rate: float = 3e-4, pairs: int | None = None) -> None:
+        pairs = self.plan.rating_pairs if pairs is None else pairs
         self.train(
             stage3_ratings.main,
             folder,
@@ -180,14 +189,15 @@ class Recipe:
             **self.ratings("train", blind),
             **self.ratings("validation", blind),
             allow_overlap=blind == AUDIO_BLIND,  # all pairs have the same silence
-            listnet_temperature=0.2,
             learning_rate=learning_rate,
-            num_train_epochs=longer * self.epochs(self.plan.rating_pairs, "train"),
+            num_train_epochs=self.epochs(pairs, "train"),
+            freq_mask_width=0,  # with masks, the encoder would have to run in every step
+            time_mask_width=0,
         )
 
     def stage3_only(self, folder: Path) -> None:
-        """Starts from nothing, and so gets about stage 2's learning rate, and twice the epochs."""
-        self.stage3(folder, "untrained", learning_rate=5e-4, longer=2)
+        """Starts from nothing, and so with a higher learning rate."""
+        self.stage3(folder, "untrained", learning_rate=5e-4)
 
     def stage23(self, folder: Path) -> None:
         self.stage3(folder, "stage2")
@@ -196,10 +206,10 @@ class Recipe:
         self.stage3(folder, "stage12")
 
     def audio_blind(self, folder: Path) -> None:
-        self.stage3(folder, "stage12", AUDIO_BLIND)
+        self.stage3(folder, "stage12", AUDIO_BLIND, pairs=self.plan.control_pairs)
 
     def caption_blind(self, folder: Path) -> None:
-        self.stage3(folder, "stage12", CAPTION_BLIND)
+        self.stage3(folder, "stage12", CAPTION_BLIND, pairs=self.plan.control_pairs)
 
     # ---- Helpers. ----
 
@@ -211,10 +221,12 @@ class Recipe:
             "seed": self.seed,
             "per_device_train_batch_size": BATCH_SIZE,
             "warmup_steps": 0.1,
+            "per_device_eval_batch_size": 64,
             "save_total_limit": 1,
+            "save_only_model": "true",  # an interrupted step starts again
             "dataloader_num_workers": 0,
             "feature_cache": self.cache,
-            "feature_cache_dtype": "float16",
+            "feature_cache_dtype": CACHE_DTYPE,
             "report_to": "none",
             "disable_tqdm": "false",
             **(self.ratings("validation") if validation else {"eval_strategy": "no", "load_best_model_at_end": "false"}),
@@ -253,30 +265,25 @@ class Recipe:
         return json.loads(file.read_text()) if file.is_file() else None
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step, by the name of its folder and its record. `curve`: whether the report shows its training curves."""
+LAST_STEPS = ("stage123", "stage23", "audio_blind", "caption_blind", "early_scores")
 
-    name: str
-    title: str
-    run: Callable
-    curve: bool = False
-
-
+# Seconds: of a full run on generated soundscapes, each step on one core of a Xeon.
 STEPS = (
-    Step("corpus", "Corpus: sounds, captions and ratings", Recipe.make_corpus),
-    Step("tables", "Write tables with the sound or the caption hidden", Recipe.make_tables),
-    Step("encoder", "Audio encoder: a BEATs that classifies events, frozen", Recipe.make_encoder),
-    Step("clap", "CLAP: train a small one on captions", Recipe.train_clap),
-    Step("teacher", "Teacher: tune the CLAP on ratings", Recipe.train_teacher, curve=True),
-    Step("pseudo_labels", "Label true and mismatched pairs with the teacher", Recipe.label),
-    Step("stage1", "Stage 1: captioning", Recipe.stage1, curve=True),
-    Step("stage12", "Stage 2: pseudo-labels, after stage 1", Recipe.stage12, curve=True),
-    Step("stage123", "Stage 3: ratings, after stages 1 and 2", Recipe.stage123, curve=True),
-    Step("stage2", "Stage 2 without stage 1", Recipe.stage2, curve=True),
-    Step("stage23", "Stage 3 after stage 2 alone", Recipe.stage23, curve=True),
-    Step("stage3", "Stage 3 only", Recipe.stage3_only, curve=True),
-    Step("audio_blind", "Control: stage 3 without sound, after stages 1 and 2", Recipe.audio_blind),
-    Step("caption_blind", "Control: stage 3 without caption, after stages 1 and 2", Recipe.caption_blind),
-    Step("results", "Score, and compare with the ratings", score_systems),
+    Step("corpus", "Corpus: sounds, captions and ratings", Recipe.make_corpus, 35),
+    Step("encoder", "Audio encoder: a BEATs that classifies events, frozen", Recipe.make_encoder, 75),
+    Step("tables", "Write tables with the sound or the caption hidden", Recipe.make_tables, 1, ("corpus",)),
+    Step("clap", "CLAP: train a small one on captions", Recipe.train_clap, 60, ("tables",)),
+    Step("untrained", "An untrained scorer around the audio encoder", Recipe.make_scorer, 40, ("corpus", "encoder")),
+    Step("teacher", "Teacher: tune the CLAP on ratings", Recipe.train_teacher, 30, ("clap",), curve=True),
+    Step("stage1", "Stage 1: captioning", Recipe.stage1, 25, ("untrained",), curve=True),
+    Step("pseudo_labels", "Label true and mismatched pairs with the teacher", Recipe.label, 15, ("teacher",)),
+    Step("stage12", "Stage 2: pseudo-labels, after stage 1", Recipe.stage12, 85, ("stage1", "pseudo_labels"), curve=True),
+    Step("stage2", "Stage 2 without stage 1", Recipe.stage2, 85, ("untrained", "pseudo_labels"), curve=True),
+    Step("stage3", "Stage 3 only", Recipe.stage3_only, 35, ("untrained", "tables"), curve=True),
+    Step("stage123", "Stage 3: ratings, after stages 1 and 2", Recipe.stage123, 35, ("stage12",), curve=True),
+    Step("stage23", "Stage 3 after stage 2 alone", Recipe.stage23, 35, ("stage2",), curve=True),
+    Step("audio_blind", "Control: stage 3 without sound, after stages 1 and 2", Recipe.audio_blind, 10, ("stage12",)),
+    Step("caption_blind", "Control: stage 3 without caption, after stages 1 and 2", Recipe.caption_blind, 10, ("stage12",)),
+    Step("early_scores", "Score with the systems that are ready", score_early, 20, ("stage12", "stage3")),
+    Step("results", "Score, and compare with the ratings", score_systems, 15, LAST_STEPS),
 )

@@ -4,17 +4,20 @@ import json
 import os
 import platform
 import shutil
-import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from xacle.core.tables import stream_rows
-from xacle.demo.recipe import STEPS, Recipe, Step
+from xacle.demo.recipe import STEPS, Recipe
 from xacle.demo.report import format_table, write_report
+from xacle.demo.schedule import Step, run_steps, seconds_passed
 from xacle.demo.settings import Settings
 from xacle.scoring.scorer import Scorer
+
+SHOWN_PAIRS = 8
 
 
 def run_demo(out: Path, settings: Settings) -> dict:
@@ -34,22 +37,26 @@ def run_demo(out: Path, settings: Settings) -> dict:
     """
     settings.check()
     claim(out, settings.to_json())
-    recipe, started = Recipe(out, settings), time.monotonic()
-    for number, step in enumerate(STEPS, start=1):
-        if recipe.step_record(step.name):
-            print(f"[{number}/{len(STEPS)}] {step.title}: finished before", flush=True)
-            continue
-        print(f"\n[{number}/{len(STEPS)}] {step.title} ({(time.monotonic() - started) / 60:.1f} min so far)", flush=True)
-        shutil.rmtree(recipe.folder(step.name), ignore_errors=True)  # of an interrupted run
-        start = time.monotonic()
-        result = step.run(recipe, recipe.folder(step.name))
-        record = out / "steps" / f"{step.name}.json"
-        record.parent.mkdir(exist_ok=True)
-        part = record.with_suffix(".part")
-        part.write_text(json.dumps({"seconds": time.monotonic() - start, "result": result}, indent=1) + "\n")
-        part.replace(record)
+    recipe = Recipe(out, settings)
+    run_steps(recipe, STEPS, news=first_ratings(recipe))
     shutil.rmtree(recipe.cache, ignore_errors=True)
     return report(recipe)
+
+
+def first_ratings(recipe: Recipe) -> Callable[[], str | None]:
+    """Something to see at once: a function that returns a few rated pairs, once, when they are there."""
+    shown = recipe.step_record("corpus") is not None
+
+    def news() -> str | None:
+        nonlocal shown
+        if shown or not recipe.corpus.table("captions").is_file():  # which is written after them
+            return None
+        shown = True
+        pairs = recipe.corpus.pairs("train")[:SHOWN_PAIRS]
+        lines = [f"    {pair.rating:5.2f}  {pair.wav_file_name}  {pair.text}" for pair in pairs]
+        return "\n".join([f"    rated pairs, in {recipe.corpus.audio_dir('train')}:", *lines])
+
+    return news
 
 
 def claim(out: Path, settings: dict) -> None:
@@ -85,7 +92,7 @@ def report(recipe: Recipe) -> dict:
     run = {
         "seed": recipe.seed,
         "quick": recipe.settings.quick,
-        "seconds": sum(record["seconds"] for record in done.values()),
+        "seconds": seconds_passed(list(done.values())),
         "machine": machine(),
         "steps": [{"name": step.name, "title": step.title, "seconds": done[step.name]["seconds"]} for step in STEPS],
         "parameters": sum(p.numel() for p in Scorer.from_pretrained(recipe.folder("stage123"), "cpu").model.parameters()),
@@ -119,7 +126,9 @@ def curve(recipe: Recipe, step: Step) -> dict:
 
 def machine() -> dict:
     """What the numbers were computed with."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    info = Path("/proc/cpuinfo")  # of Linux
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line for line in lines if line.startswith("model name")]
     return {
         "cpu": models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

@@ -25,20 +25,22 @@ class Plan:
     captioning_pairs: int
     pseudo_label_pairs: int
     rating_pairs: int
+    control_pairs: int
 
 
 FULL = Plan(
-    train=1000,
-    validation=160,
-    test=320,
-    captions=3600,
+    train=2400,
+    validation=480,
+    test=1008,
+    captions=2500,
     event_clips=40,
-    encoder_steps=2000,
-    clap_pairs=8 * 3600,
-    teacher_pairs=3 * 1000,
-    captioning_pairs=4 * 3600,
-    pseudo_label_pairs=3 * 14_040,  # 2.9 mismatched pairs for each of 3,600
-    rating_pairs=4 * 1000,
+    encoder_steps=1500,
+    clap_pairs=4 * 2500,
+    teacher_pairs=3 * 2400,
+    captioning_pairs=2 * 2500,
+    pseudo_label_pairs=3 * 9750,  # 2.9 mismatched pairs for each of 2,500
+    rating_pairs=8 * 2400,
+    control_pairs=4 * 2400,
 )
 QUICK = Plan(
     train=48,
@@ -52,6 +54,7 @@ QUICK = Plan(
     captioning_pairs=0,
     pseudo_label_pairs=0,
     rating_pairs=0,
+    control_pairs=0,
 )
 
 

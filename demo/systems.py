@@ -1,6 +1,9 @@
 """The systems that the demo compares, their scores, and the rows of its table."""
 
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -52,25 +55,40 @@ SYSTEMS = (
 )
 
 
-def score_systems(recipe, folder: Path) -> dict:
-    """Write each system's scores as `<split>_<key>.csv`; returns the rows of the table and captions that stage 1 writes."""
+EARLY = ("untrained", "stage1", "stage12", "stage3", "teacher")  # which wait for nothing that takes long
+LATE = ("stage23", "stage123", "audio_blind", "caption_blind")
+
+
+def score_early(recipe, folder: Path) -> dict:
+    """Write the scores of the systems that are ready first; returns some captions that stage 1 writes."""
     folder.mkdir()
-    captioner = load_captioner(recipe.folder("stage1"))
-    captions = {split: generate_captions(*captioner, recipe.corpus.sounds(split)) for split in SCORED}
+    write_all_scores(recipe, folder, EARLY)
+    captions = written_captions(recipe, "test")
+    true_captions = recipe.corpus.true_captions()
+    examples = [
+        {"wav_file_name": sound.name, "written": caption, "true": true_captions.get(sound.name)}
+        for sound, caption in list(captions.items())[:EXAMPLE_CAPTIONS]
+    ]
+    return {"captions": examples}
+
+
+def score_systems(recipe, folder: Path) -> dict:
+    """Write every system's scores as `<split>_<key>.csv`; returns the rows of the table and captions that stage 1 writes."""
+    shutil.copytree(recipe.folder("early_scores"), folder)
+    write_all_scores(recipe, folder, LATE)
     for split in SCORED:
-        for key, scores in scores_of(recipe, split, captions[split]).items():
-            pairs = recipe.corpus.pairs(split)
-            rows = [(pair.wav_file_name, pair.text, score) for pair, score in zip(pairs, scores, strict=True)]
-            write_scores(folder / f"{split}_{key}.csv", rows, with_text=True)
         ensemble([folder / f"{split}_{key}.csv" for key in ENSEMBLE], folder / f"{split}_ensemble.csv")
     table = [vars(system) | {split: srcc(recipe, folder, system.key, split) for split in SCORED} for system in SYSTEMS]
-    true_captions = recipe.corpus.true_captions()
-    written = dict(zip((pair.wav_file_name for pair in recipe.corpus.pairs("test")), captions["test"], strict=True))
-    examples = [
-        {"wav_file_name": name, "written": caption, "true": true_captions.get(name)}
-        for name, caption in list(written.items())[:EXAMPLE_CAPTIONS]
-    ]
-    return {"table": table, "captions": examples}
+    return {"table": table, **recipe.step_record("early_scores")["result"]}
+
+
+def write_all_scores(recipe, folder: Path, keys: Iterable[str]) -> None:
+    for split in SCORED:
+        pairs = recipe.corpus.pairs(split)
+        for key in keys:
+            scores = scores_of(recipe, split, key)
+            rows = [(pair.wav_file_name, pair.text, score) for pair, score in zip(pairs, scores, strict=True)]
+            write_scores(folder / f"{split}_{key}.csv", rows, with_text=True)
 
 
 def srcc(recipe, folder: Path, key: str, split: str) -> dict[str, float]:
@@ -80,29 +98,46 @@ def srcc(recipe, folder: Path, key: str, split: str) -> dict[str, float]:
     return {"value": found.metrics["SRCC"], "low": low, "high": high}
 
 
-def scores_of(recipe, split: str, captions: list[str]) -> dict[str, np.ndarray]:
-    """Each system's scores of the pairs of a split, `[pairs]` each."""
+def scores_of(recipe, split: str, key: str) -> np.ndarray:
+    """A system's scores of the pairs of a split, `[pairs]`."""
     sounds, texts = recipe.corpus.sounds(split), [pair.text for pair in recipe.corpus.pairs(split)]
-    silence, same = [recipe.tables / "silence.wav"] * len(sounds), [BLIND_CAPTION] * len(sounds)
-    inputs = {"audio_blind": (silence, texts), "caption_blind": (sounds, same)}
-    scores = {
-        key: Scorer.from_pretrained(recipe.folder(key)).score(*inputs.get(key, (sounds, texts)))
-        for key in ("untrained", "stage12", "stage3", "stage23", "stage123", "audio_blind", "caption_blind")
-    }
-    teacher = ClapEncoder.from_pretrained(recipe.folder("teacher"))
-    with torch.inference_mode():
-        cosines = [teacher.similarity([teacher.load(sound)], [text]) for sound, text in zip(sounds, texts, strict=True)]
-    scores["teacher"] = 5 + 5 * torch.cat(cosines).numpy()
-    scores["stage1"] = caption_scores(captions, texts, TeacherSentences(teacher))
-    return scores
+    if key == "teacher":
+        return clap_scores(ClapEncoder.from_pretrained(recipe.folder("teacher")), sounds, texts)
+    if key == "stage1":
+        captions = written_captions(recipe, split)
+        sentences = ClapSentences(ClapEncoder.from_pretrained(recipe.folder("clap")))
+        return caption_scores([captions[sound] for sound in sounds], texts, sentences)
+    if key == "audio_blind":
+        sounds = [recipe.tables / "silence.wav"] * len(texts)
+    if key == "caption_blind":
+        texts = [BLIND_CAPTION] * len(sounds)
+    return Scorer.from_pretrained(recipe.folder(key)).score(sounds, texts)
 
 
-class TeacherSentences:
-    """The teacher's text encoder in place of a sentence model, which would be a download; see [`caption_scores`]."""
+@cache
+def written_captions(recipe, split: str) -> dict[Path, str]:
+    """What stage 1 writes about each sound of a split."""
+    sounds = list(dict.fromkeys(recipe.corpus.sounds(split)))
+    return dict(zip(sounds, generate_captions(*load_captioner(recipe.folder("stage1")), sounds), strict=True))
 
-    def __init__(self, teacher: ClapEncoder):
-        self.teacher = teacher
+
+@torch.inference_mode()
+def clap_scores(clap: ClapEncoder, sounds: list[Path], texts: list[str]) -> np.ndarray:
+    """Cosines of sounds and texts on the scale of ratings, `[pairs]`."""
+    audio = {sound: clap.embed_audio([clap.load(sound)])[0] for sound in dict.fromkeys(sounds)}
+    text = {caption: clap.embed_text([caption])[0] for caption in dict.fromkeys(texts)}
+    return 5 + 5 * np.array([float(audio[sound] @ text[caption]) for sound, caption in zip(sounds, texts, strict=True)])
+
+
+class ClapSentences:
+    """
+    The text encoder of a CLAP that has seen captions and no rating, in place of a sentence model, which would be a download;
+    see [`caption_scores`].
+    """
+
+    def __init__(self, clap: ClapEncoder):
+        self.clap = clap
 
     @torch.inference_mode()
     def encode(self, texts: list[str], **_) -> np.ndarray:
-        return self.teacher.embed_text([text or "." for text in texts]).numpy()
+        return self.clap.embed_text([text or "." for text in texts]).numpy()

@@ -23,6 +23,7 @@ from xacle.modeling_xacle import XacleForAlignmentScoring
 from xacle.processing_xacle import XacleFeatureExtractor, XacleProcessor
 
 SMALL_AUDIO_TOKENS = 16
+SMALL_VOCABULARY = 800  # most words of the generated captions are one token
 DEMO_LICENSE = "apache-2.0"  # of weights that are trained here from nothing: the license of this code
 CAPTIONS = {
     "siren": "A siren rises and falls in pitch",
@@ -50,12 +51,14 @@ def make_sound(name: str, seconds: float = 10.0) -> np.ndarray:
     return (0.5 * wave / np.abs(wave).max()).astype(np.float32)
 
 
-def tiny_tokenizer(captions: list[str]) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(captions: list[str], vocab_size: int = 400) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer like Qwen's, trained on a few captions, with Qwen's and the scorer's special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator(captions, trainer)
     scorer_tokens = ["<|AUDIO_START|>", "<|AUDIO_END|>", "<|SCORE|>", "<|AUDIO|>"]
     return PreTrainedTokenizerFast(
@@ -119,7 +122,9 @@ def save_small_scorer(
         encoder_sources: Where the encoder comes from, see core/provenance.py.
     """
     torch.manual_seed(seed)
-    processor = XacleProcessor(XacleFeatureExtractor(), tiny_tokenizer(captions), num_audio_tokens=SMALL_AUDIO_TOKENS)
+    processor = XacleProcessor(
+        XacleFeatureExtractor(), tiny_tokenizer(captions, SMALL_VOCABULARY), num_audio_tokens=SMALL_AUDIO_TOKENS
+    )
     text_config = Qwen2Config(
         vocab_size=len(processor.tokenizer),
         hidden_size=128,
@@ -155,8 +160,8 @@ def save_small_clap(captions: list[str], folder: Path, seed: int = 0) -> None:
     """Write an untrained, small M2D-CLAP that knows the words of `captions`; its patches are 160 ms of all mel bins."""
     torch.manual_seed(seed)
     audio = M2dClapAudioConfig(
-        hidden_size=128,
-        num_hidden_layers=3,
+        hidden_size=64,
+        num_hidden_layers=1,
         num_attention_heads=4,
         mlp_ratio=2,
         patch_height=80,
@@ -171,7 +176,7 @@ def save_small_clap(captions: list[str], folder: Path, seed: int = 0) -> None:
     text = BertConfig(
         vocab_size=len(processor.tokenizer),
         hidden_size=audio.hidden_size,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         intermediate_size=2 * audio.hidden_size,
     )

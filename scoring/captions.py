@@ -9,6 +9,7 @@ from tqdm import tqdm
 from transformers import BatchFeature
 
 from xacle.configuration_xacle import XacleConfig
+from xacle.core.columns import FILE_COLUMNS, PREDICTION_COLUMNS, TEXT_COLUMNS
 from xacle.core.loading import check_model_folder, quiet_loading, usable_device
 from xacle.core.tables import TableError, check_output, missing_folder, read_pairs, write_rows
 from xacle.modeling_xacle import RATING_CENTER, RATING_HALF_RANGE, XacleForConditionalGeneration
@@ -101,7 +102,7 @@ def caption_scores(captions: list[str], texts: list[str], sentence_model) -> np.
 def write_captions(output: Path, names: list[str], texts: list[str], captions: list[str], scores: np.ndarray) -> None:
     """Write `wav_file_name,text,caption,pred_score`, a row a pair; `xacle evaluate` reads it."""
     rows = zip(names, texts, captions, np.asarray(scores, dtype=np.float32), strict=True)
-    write_rows(output, ["wav_file_name", "text", "caption", "pred_score"], rows)
+    write_rows(output, [FILE_COLUMNS[0], TEXT_COLUMNS[0], "caption", PREDICTION_COLUMNS[0]], rows)
 
 
 def caption_table(

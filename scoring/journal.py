@@ -1,30 +1,40 @@
-"""The journal of a table's job: what is scored so far, a line a row, so that an interrupted job continues where it stopped.
+"""The journal of a job: what is scored so far, a line a unit (see blocks.py), so that an interrupted job continues there.
 
-JSONL: first what the job is (digests of its table, sounds and model; its settings), then a line for each row of the table,
-in the order they got ready. A killed writer leaves at worst half a line, which is cut off.
+JSONL: first what the job is (digests of its source, sounds and model; its settings), then a line for each unit, block by
+block: its rows, as they are in the output, or with their errors. A killed writer leaves at worst half a line, which is cut
+off: the unit is then scored again as it was, alone.
 """
 
 import hashlib
-import io
+import heapq
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from xacle.configuration_xacle import XacleConfig
 from xacle.core.clips import HASH_BYTES, file_digest
-from xacle.core.tables import shortest
-from xacle.scoring.scorer import PairResult
+from xacle.scoring.blocks import BlockKey
 
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model")
 
 
-def describe_job(table: Path, audio: Iterable[str | Path], model: str, **settings) -> dict:
+class Unit(NamedTuple):
+    """The rows of a unit, each with `part`, `line` and either `pred_score` or `error`."""
+
+    block: BlockKey
+    number: int
+    rows: list[dict]
+
+
+def describe_job(table: str, audio: Iterable[str | Path], model: str, **settings) -> dict:
     """What scores depend on, for [`Journal`].
 
     Args:
+        table: The digest of the source.
         audio: The table's files, of which size and time of change count, and URLs.
         model: Folder, whose weights and settings are read, or Hub id, of which the commit counts.
     """
@@ -33,7 +43,7 @@ def describe_job(table: Path, audio: Iterable[str | Path], model: str, **setting
         known = file if isinstance(file, str) else [file.stat().st_size, file.stat().st_mtime_ns]
         sounds.update(json.dumps(known).encode())
     return {
-        "table": file_digest(table, hashlib.blake2b(digest_size=HASH_BYTES)),
+        "table": table,
         "sounds": sounds.hexdigest(),
         "model": _model_digest(model),
         "xacle": version("xacle"),
@@ -57,26 +67,40 @@ def differences(one: dict, other: dict) -> list[str]:
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
-def read_journal(path: Path) -> tuple[dict, dict[int, float | str]]:
-    """A journal -> its job, and the score (or why there is none) of each line of the table."""
+def read_job(path: Path) -> dict:
+    """What the job of a journal is; empty if it is no journal."""
     with path.open("rb") as file:
-        return _parse(file)[:2]
+        return _job(file.readline())
 
 
-def _parse(lines: Iterable[bytes]) -> tuple[dict, dict[int, float | str], int]:
-    """What [`read_journal`] returns, and how many bytes are complete."""
-    job, results, complete = {}, {}, 0
-    for line in lines:
+def _job(line: bytes) -> dict:
+    try:
+        return json.loads(line)["job"] if line.endswith(b"\n") else {}
+    except (ValueError, TypeError, KeyError):
+        return {}
+
+
+def _units(file: BinaryIO) -> Iterator[tuple[Unit, int]]:
+    """The complete units of a journal, which is read from its beginning, and how many bytes they and those before take."""
+    file.seek(0)
+    complete = len(file.readline())
+    for line in iter(file.readline, b""):
         try:
             record = json.loads(line) if line.endswith(b"\n") else None
-            if complete == 0:
-                job = record["job"]
-            else:
-                results[record["line"]] = record["error"] if "error" in record else record["pred_score"]
+            unit = Unit(BlockKey(*record["block"]), record["unit"], record["rows"])
         except (ValueError, TypeError, KeyError):
-            break  # half a line, or no journal at all
+            return  # half a line
         complete += len(line)
-    return job, results, complete
+        yield unit, complete
+
+
+def merged_rows(journals: Sequence[BinaryIO]) -> Iterator[dict]:
+    """The rows of several processes' journals in the order of their source, a block in memory at a time."""
+    units = heapq.merge(*((unit for unit, _ in _units(file)) for file in journals), key=lambda unit: unit.block)
+    for _, block in groupby(units, key=lambda unit: unit.block):
+        rows = {(row["part"], row["line"]): row for unit in block for row in unit.rows}  # a unit may have been tried again
+        for place in sorted(rows):
+            yield rows.pop(place)
 
 
 class Journal:
@@ -88,7 +112,9 @@ class Journal:
         job: See [`describe_job`].
 
     Attributes:
-        scores: The score of each line of the table that has one.
+        rows: How many rows it holds.
+        last: The block of its last unit: those before it are complete.
+        done: The units of that block.
         set_aside: Where the journal of another job that stood at `path` went, and in what that job differed; `None` if
             there was none.
 
@@ -97,22 +123,31 @@ class Journal:
     """
 
     def __init__(self, path: Path, job: dict):
-        self.path, self.scores, self.set_aside = path, {}, None
+        self.path, self.set_aside = path, None
+        self.rows, self.last, self.done = 0, None, set()
         self.file = self._open()
-        content = self.file.read()
-        old, results, complete = _parse(io.BytesIO(content))
-        if content and (changed := differences(old, job)):
+        first = self.file.readline()
+        if first and (changed := differences(_job(first), job)):
             self.set_aside = (path.replace(path.with_name(path.name + ".old")), changed)
             self.file.close()
-            self.file, results, complete = self._open(), {}, 0
-        # Rows without a score are tried again: what they lacked may be there now.
-        self.scores = {line: score for line, score in results.items() if not isinstance(score, str)}
+            self.file, first = self._open(), b""
+        complete = len(first)
+        for unit, complete in _units(self.file):  # noqa: B007
+            self._count(unit)
         self.file.truncate(complete)
         if not complete:
             self._write({"job": job})
 
+    def _count(self, unit: Unit) -> None:
+        if unit.block != self.last:
+            self.last, self.done = unit.block, set()
+        if any("error" in row for row in unit.rows):
+            return  # tried again: what its rows lacked may be there now
+        self.done.add(unit.number)
+        self.rows += len(unit.rows)
+
     def _open(self) -> BinaryIO:
-        file = self.path.open("a+b", buffering=0)  # a killed job keeps its lines
+        file = self.path.open("a+b")
         with suppress(ImportError):  # Windows has no fcntl
             import fcntl
 
@@ -126,14 +161,13 @@ class Journal:
         file.seek(0)
         return file
 
-    def write(self, result: PairResult) -> None:
-        found = {"error": str(result.error)} if result.error is not None else {"pred_score": float(shortest(result.score))}
-        self._write({"line": result.pair.line, "wav_file_name": result.pair.wav_file_name, **found})
-        if result.error is None:
-            self.scores[result.pair.line] = found["pred_score"]
+    def write(self, unit: Unit) -> None:
+        self._write({"block": unit.block, "unit": unit.number, "rows": unit.rows})
+        self._count(unit)
 
     def _write(self, record: dict) -> None:
-        self.file.write(json.dumps(record).encode() + b"\n")
+        self.file.write(json.dumps(record, default=str).encode() + b"\n")
+        self.file.flush()  # a killed job keeps its lines
 
     def close(self) -> None:
         self.file.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from transformers.utils import logging
 
+from xacle.core.columns import FILE_COLUMNS, PREDICTION_COLUMNS, TEXT_COLUMNS
 from xacle.core.tables import write_rows
 from xacle.scoring.scorer import Scorer, check_sounds
 
@@ -97,4 +98,4 @@ def ranking_table(sounds: Sequence[str], candidates: Sequence[Candidate]) -> str
 def write_ranking(output: Path, text: str, sounds: Sequence[str], candidates: Sequence[Candidate]) -> None:
     """Write `rank,wav_file_name,text,pred_score` of the candidates that have a score; `xacle compare` reads it."""
     rows = [(c.rank, sounds[c.index], text, np.float32(c.score)) for c in candidates if c.error is None]
-    write_rows(output, ["rank", "wav_file_name", "text", "pred_score"], rows)
+    write_rows(output, ["rank", FILE_COLUMNS[0], TEXT_COLUMNS[0], PREDICTION_COLUMNS[0]], rows)

@@ -8,11 +8,11 @@ A `Pair` goes in, in the `Clip` it shares with the sound's other captions; its `
 
 import hashlib
 import os
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, tee
+from itertools import groupby, islice, tee
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,10 +40,18 @@ STATIC_LENGTHS = 64  # a compiled language model sees rows of multiples of so ma
 
 @dataclass(slots=True)
 class Clip:
-    """A sound (whatever `load_waveform` takes) and all pairs that it is part of."""
+    """
+    A sound and all pairs that it is part of.
+
+    Args:
+        audio: Whatever `load_waveform` takes.
+        group: Clips of one group, which stand together in a stream, share batches with no others: their scores are the same
+            to the bit wherever a job starts.
+    """
 
     audio: object
     pairs: list[Pair]
+    group: int = 0
 
 
 @dataclass(slots=True)
@@ -73,21 +81,26 @@ class Window:
     Args:
         fbank: `[998, 128]`; `None` where an equal window is encoded already, or about to be.
         samples: Its length.
-        digest: Of its samples.
+        digest: Of its samples; `None` for what stands for pairs that have failed.
         results: Of the clip's pairs, which wait for the window's ratings.
+        group: The clip's.
     """
 
     fbank: np.ndarray | None
     samples: int
-    digest: bytes
+    digest: bytes | None
     results: list[PairResult] = field(default_factory=list)
+    group: int = 0
 
 
 class Row(NamedTuple):
-    """A row of the language model's batch: a window's audio tokens `[100, 896]`, and the pair whose caption it has."""
+    """A row of the language model's batch: a window's audio tokens `[100, 896]`, and the pair whose caption it has.
+
+    Of pairs that have failed, there are no tokens.
+    """
 
     result: PairResult
-    audio: torch.Tensor
+    audio: torch.Tensor | None
 
 
 def load_windows(audio, extractor: XacleFeatureExtractor, window: str) -> list[Window]:
@@ -267,20 +280,10 @@ class Scorer:
         if window not in ("mean", "first"):
             raise ValueError(f"window must be 'mean' or 'first', got {window!r}")
         batches = Batches(batch_size, self.model.device, self.max_batch_size, self.static_shapes)
-        failed: deque[PairResult] = deque()  # left here by the stages before the rating
-        rows = self._encoded(self._decoded(clips, failed, window, workers), batches)
+        decoded = self._decoded(clips, window, workers)
         try:
-            while pool := list(islice(rows, LOOKAHEAD * batches.size)):
-                pool.sort(key=lambda row: len(row.result.pair.text))  # a stable sort: a pair's windows stay in order
-                for row, rating in batches.map(self._rated, pool):
-                    result = row.result
-                    result.windows.append(float(rating))
-                    if len(result.windows) == len(result.samples):
-                        average = self.processor.feature_extractor.average_windows(result.windows, result.samples)
-                        result.score = float(average)
-                        yield result
-                while failed:
-                    yield failed.popleft()
+            for _, windows in groupby(decoded, key=lambda window: window.group):
+                yield from self._results_of_group(windows, batches)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -288,25 +291,40 @@ class Scorer:
                 f"a process that decodes files died ({error}): was it killed, or memory short? Fewer --workers need less "
                 "memory; with --workers 0 this process decodes"
             ) from error
-        yield from failed
 
-    def _decoded(self, clips: Iterable[Clip], failed: deque[PairResult], window: str, workers: int) -> Iterator[Window]:
-        """The windows of clips that can be scored, with the results that wait for them; others go to `failed`."""
+    def _results_of_group(self, windows: Iterable[Window], batches: Batches) -> Iterator[PairResult]:
+        rows = self._encoded(windows, batches)
+        while pool := list(islice(rows, LOOKAHEAD * batches.size)):
+            yield from (row.result for row in pool if row.audio is None)
+            pool = [row for row in pool if row.audio is not None]
+            pool.sort(key=lambda row: len(row.result.pair.text))  # a stable sort: a pair's windows stay in order
+            for row, rating in batches.map(self._rated, pool):
+                result = row.result
+                result.windows.append(float(rating))
+                if len(result.windows) == len(result.samples):
+                    average = self.processor.feature_extractor.average_windows(result.windows, result.samples)
+                    result.score = float(average)
+                    yield result
+
+    def _decoded(self, clips: Iterable[Clip], window: str, workers: int) -> Iterator[Window]:
+        """The windows of clips, with the results that wait for them, and one for the pairs of each clip that have failed."""
         load = partial(load_windows, extractor=self.processor.feature_extractor, window=window)
         clips, ahead = tee(clips)
         for windows, clip in zip(decode((clip.audio for clip in ahead), load, workers), clips, strict=True):
             if isinstance(windows, Exception):
-                failed.extend(PairResult(pair, error=windows) for pair in clip.pairs)
+                yield Window(None, 0, None, [PairResult(pair, error=windows) for pair in clip.pairs], clip.group)
                 continue
-            samples, results = [window.samples for window in windows], []
+            samples, results, failed = [window.samples for window in windows], [], []
             for pair in clip.pairs:
                 if isinstance(pair.text, str) and pair.text.strip() and is_unicode(pair.text):
                     results.append(PairResult(pair, samples=samples))
                 else:
                     error = ValueError(f"the caption must be a text, got {pair.text!r}")
                     failed.append(PairResult(pair, error=error))
+            if failed:
+                yield Window(None, 0, None, failed, clip.group)
             for window in windows if results else ():
-                window.results = results
+                window.results, window.group = results, clip.group
                 yield window
 
     def _encoded(self, windows: Iterable[Window], batches: Batches) -> Iterator[Row]:
@@ -314,7 +332,7 @@ class Scorer:
         remembered: OrderedDict[bytes, torch.Tensor] = OrderedDict()  # digest -> audio tokens
         waiting, new = [], {}
         for window in windows:
-            if window.digest not in remembered and window.digest not in new:
+            if window.digest is not None and window.digest not in remembered and window.digest not in new:
                 new[window.digest] = window.fbank
             window.fbank = None  # `new` holds those that are needed
             waiting.append(window)
@@ -328,9 +346,10 @@ class Scorer:
     ) -> Iterator[Row]:
         remembered.update(batches.map(lambda digests: self.encode([new[digest] for digest in digests]), list(new)))
         for window in waiting:
-            remembered.move_to_end(window.digest)
+            if window.digest is not None:
+                remembered.move_to_end(window.digest)
             for result in window.results:
-                yield Row(result, remembered[window.digest])
+                yield Row(result, remembered.get(window.digest))
         while len(remembered) > REMEMBERED:
             remembered.popitem(last=False)
 

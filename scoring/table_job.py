@@ -1,32 +1,42 @@
-"""`xacle score --input`: a table of pairs in, a table of scores out, through interruptions and in several processes.
+"""`xacle score --input`: a source of pairs in, a table of scores out, through interruptions and in several processes.
 
-plan: read and check all rows --> run: score what the journal lacks --> merge: the journals of all processes, in one table
+plan: read and check all rows, or as they stream --> run: score the units that the journal lacks
+--> merge: the journals of all processes, in one table
 """
 
 import os
 import sys
-from dataclasses import dataclass
-from functools import cached_property
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 from tqdm import tqdm
 
-from xacle.core.clips import Share, default_workers, same_content
+from xacle.core.clips import MANY_CLIPS, Share, default_workers
+from xacle.core.columns import CUT_COLUMNS, FILE_COLUMNS, PREDICTION_COLUMNS, TEXT_COLUMNS, ColumnNames
 from xacle.core.loading import CLAP_TYPES, check_model_folder, device_of_process, usable_device
+from xacle.core.sources import kept_columns, open_source
 from xacle.core.tables import (
-    Pair,
+    OUTPUT_SUFFIXES,
+    TABLE_SUFFIXES,
     Problem,
     TableError,
     check_output,
     missing_folder,
-    read_pairs,
     rejected_file,
+    shortest,
     write_problems,
-    write_scores,
+    write_rows,
 )
-from xacle.scoring.journal import Journal, describe_job, differences, read_journal
+from xacle.scoring.batching import Batches
+from xacle.scoring.blocks import BLOCK_ROWS, BlockKey, StreamPlan, TablePlan
+from xacle.scoring.journal import Journal, Unit, describe_job, differences, merged_rows, read_job
 from xacle.scoring.score_files import COSINE, RATING, write_sidecar
-from xacle.scoring.scorer import Clip, load_scorer
+from xacle.scoring.scorer import LOOKAHEAD, Clip, PairResult, load_scorer
 
 
 @dataclass
@@ -37,12 +47,15 @@ class ScoringOptions:
     Args:
         batch_size, window: See [`Scorer.results`].
         device, dtype, compiled: See [`Scorer.from_pretrained`].
-        on_error: `"stop"` raises [`TableError`] before any scoring if the check of the table finds rows that cannot be scored.
-            `"skip"` scores the others and writes those, with line numbers and reasons, to `<output>.rejected.csv`.
+        on_error: `"stop"` raises [`TableError`] before any scoring if the check of the table finds rows that cannot be scored;
+            of a source that streams, as soon as there is such a row. `"skip"` scores the others and writes those, with line
+            numbers and reasons, to `<output>.rejected.csv`.
         workers: Processes that decode files; chosen by the number of clips if `None`.
         share: The part of the table to score, by clips; that of the process under `accelerate launch` and `torchrun` if
             `None`. The process that finishes last writes the output.
-        with_text: Whether to write the captions too; always done if clips have several.
+        with_text: Whether to write the captions too; always done if clips have several (of a stream: within a block).
+        keep_columns: Other columns to carry through: names, or `"all"`. `start` and `end` always are.
+        names: What the source calls its columns.
 
     Raises:
         ValueError: if `on_error` is neither.
@@ -57,6 +70,8 @@ class ScoringOptions:
     share: Share | None = None
     compiled: bool = False
     with_text: bool = False
+    keep_columns: str | Sequence[str] = ()
+    names: ColumnNames = field(default_factory=ColumnNames)
 
     def __post_init__(self):
         if self.on_error not in ("stop", "skip"):
@@ -76,17 +91,19 @@ class TableReport:
 
 
 def score_table(
-    model: str | Path, table: Path, audio_dir: Path, output: Path, options: ScoringOptions | None = None
+    model: str | Path, table, audio_dir: Path | None, output: Path, options: ScoringOptions | None = None
 ) -> TableReport:
     """Score every row of `table` and write `output`, in the table's order, and `<output>.json`: the model, the kind of scores.
 
-    What is scored stands in `<output>.part` until all is. The same call continues from there after an interruption; if the
-    table, its sounds, the model or the settings changed, that file is moved to `<output>.part.old` and all is scored anew.
+    What is scored stands in `<output>.part` until all is. The same call continues from there after an interruption, to the same
+    scores to the bit; if the table, its sounds, the model or the settings changed, that file is moved to `<output>.part.old`
+    and all is scored anew.
 
     Args:
         model: Folder or Hub id of a scorer or any CLAP.
-        table, audio_dir: See [`read_pairs`].
-        output: `.csv` or `.jsonl`.
+        table: Whatever [`open_source`] takes: a table, or several; Parquet, tar shards, a saved folder, a Hub data set.
+        audio_dir: Where the files are that its rows name; the table's own folder if `None`.
+        output: `.csv`, `.jsonl` or `.parquet`.
 
     Raises:
         TableError: see `on_error`. Also, once all other rows are scored and written, for faults that only decoding finds
@@ -100,49 +117,57 @@ def score_table(
     return job.merge()
 
 
+@dataclass
+class _OpenUnit:
+    """A unit that is being scored: the rows it has so far, and how many it will have."""
+
+    block: BlockKey
+    number: int
+    size: int
+    rows: list[dict] = field(default_factory=list)
+
+
 class TableJob:
     """
-    The plan of a table that is to be scored: its checked rows, and this process' share of its clips.
+    The plan of a source that is to be scored, and this process' share of it.
 
     Args: See [`score_table`], as for what it raises.
     """
 
-    def __init__(self, model: str, table: Path, audio_dir: Path, output: Path, options: ScoringOptions):
-        self.model, self.table, self.output, self.options = model, table, output, options
-        for written in (output, rejected_file(output)):
-            check_output(written, [table])
-        self.pairs, self.problems = read_pairs(table, audio_dir)
-        self._check_problems(audio_dir)
-
+    def __init__(self, model: str, table, audio_dir: Path | None, output: Path, options: ScoringOptions):
+        self.model, self.output, self.options = model, output, options
+        outputs = ((output, OUTPUT_SUFFIXES), (rejected_file(output), TABLE_SUFFIXES))
+        for written, suffixes in outputs:
+            check_output(written, suffixes=suffixes)
+        self.source = open_source(table)
+        for written, suffixes in outputs:
+            check_output(written, self.source.files, suffixes)
         device = options.device
         if options.share is None and options.dtype != "int8":
             device = device or device_of_process()
         self.share = options.share or Share.of_environment()
         self.device = usable_device(device, options.dtype)
+        unit_rows = LOOKAHEAD * Batches(options.batch_size, self.device).size
+        self.plan = (StreamPlan if self.source.streams else TablePlan)(self.source, audio_dir, options.names, unit_rows)
+        self._check_problems(audio_dir)
         self.kind = COSINE if check_model_folder(model, or_clap=True) in CLAP_TYPES else RATING
-        sounds = dict.fromkeys(pair.audio for pair in self.pairs)
         settings = {"dtype": options.dtype, "window": options.window, "device": self.device.type}
-        self.description = describe_job(table, sounds, model, **settings)
-        self.originals = same_content(sounds)
+        if options.names != ColumnNames() or options.keep_columns:
+            settings["columns"] = [str(options.names), "all" if options.keep_columns == "all" else list(options.keep_columns)]
+        self.description = describe_job(self.source.digest(), self.plan.sounds, model, **settings)
+        self.units: deque[_OpenUnit] = deque()
 
-    def _check_problems(self, audio_dir: Path) -> None:
-        hint = None if self.pairs else missing_folder(self.problems, audio_dir)
-        if self.problems and self.options.on_error == "stop":
+    def _check_problems(self, audio_dir: Path | None) -> None:
+        problems = self.plan.problems
+        folder = audio_dir or self.source.parts[0].folder
+        hint = None if not problems or self.plan.pairs else missing_folder(problems, folder)
+        if problems and self.options.on_error == "stop":
             advice = hint or "nothing was scored; fix them, or pass --on-error skip to score the others"
-            raise TableError(self.table, self.problems, advice)
-        if not self.pairs:
+            raise TableError(self.source.name, problems, advice)
+        if problems and not self.plan.pairs:
             rejected = rejected_file(self.output)
-            write_problems(rejected, self.problems)
-            raise TableError(self.table, self.problems, f"{hint or 'no row can be scored'}; all are listed in {rejected}")
-
-    @cached_property
-    def clips(self) -> list[Clip]:
-        """This process' sounds, each with all its captions, in order of their first row."""
-        clips: dict[str | Path, Clip] = {}
-        for pair in self.pairs:
-            original = self.originals[pair.audio]
-            clips.setdefault(original, Clip(original, [])).pairs.append(pair)
-        return self.share.take(list(clips.values()))
+            write_problems(rejected, problems)
+            raise TableError(self.source.name, problems, f"{hint or 'no row can be scored'}; all are listed in {rejected}")
 
     # --- Journals, one a process -----------------------------------------------------------------------------------------
 
@@ -163,7 +188,7 @@ class TableJob:
     def is_finished(self, share: Share) -> bool:
         """Whether a process has scored its share of this job; the sounds' times of change may differ between machines."""
         try:
-            described, _ = read_journal(self.finished_journal(share))
+            described = read_job(self.finished_journal(share))
         except FileNotFoundError:
             return False
         return set(differences(described, self.description)) <= {"sounds"}
@@ -171,7 +196,7 @@ class TableJob:
     # --- Scoring ---------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Score this process' clips, as far as its journal lacks them. The model is loaded if there is anything to score."""
+        """Score this process' units, as far as its journal lacks them. The model is loaded if there is anything to score."""
         if self.is_finished(self.share):
             return
         journal = Journal(self.unfinished_journal, self.description)  # first: it fails at once where it cannot be written
@@ -179,77 +204,170 @@ class TableJob:
             self._score_into(journal)
         except BaseException as error:
             journal.close()
-            if not journal.scores:
+            if not journal.rows:
                 journal.path.unlink()
-            if isinstance(error, KeyboardInterrupt) and journal.scores:
+            if isinstance(error, KeyboardInterrupt) and journal.rows:
                 raise KeyboardInterrupt(
-                    f"interrupted; the {len(journal.scores)} rows scored so far are in {journal.path}: the same command "
-                    "continues from there"
+                    f"interrupted; the {journal.rows} rows scored so far are in {journal.path}: the same command continues "
+                    "from there"
                 ) from error
             raise
         journal.close()
         journal.path.replace(self.finished_journal(self.share))
 
     def _score_into(self, journal: Journal) -> None:
-        options, done = self.options, journal.scores
-        left = [Clip(clip.audio, [pair for pair in clip.pairs if pair.line not in done]) for clip in self.clips]
-        left = [clip for clip in left if clip.pairs]
+        options = self.options
         hidden = {"disable": True} if int(os.environ.get("RANK", 0)) > 0 else {}  # else TQDM_DISABLE decides
-        with tqdm(total=sum(len(clip.pairs) for clip in self.clips), unit="pair", **hidden) as bar:
+        with tqdm(total=self.plan.total and self.plan.total // self.share.count, unit="pair", **hidden) as bar:
             if journal.set_aside is not None:
                 moved, changed = journal.set_aside
                 bar.write(f"{journal.path} was of another job ({', '.join(changed)} differ): moved to {moved}", sys.stderr)
-            if done:
-                bar.write(f"{len(done)} rows that were scored before are kept", sys.stderr)
-                bar.update(len(done))
-            if not left:
-                return
-            scorer = load_scorer(self.model, str(self.device), options.dtype, options.compiled)
-            workers = default_workers(len(self.clips), self.device) if options.workers is None else options.workers
-            for result in scorer.results(left, options.batch_size, options.window, workers):
-                journal.write(result)
-                bar.update()
+            if journal.rows:
+                bar.write(f"{journal.rows} rows that were scored before are kept", sys.stderr)
+                bar.update(journal.rows)
+            clips = self._clips_left(journal)
+            if (first := next(clips, None)) is not None:
+                scorer = load_scorer(self.model, str(self.device), options.dtype, options.compiled)
+                number = MANY_CLIPS if self.plan.total is None else len(self.plan.sounds) // self.share.count
+                workers = default_workers(number, self.device) if options.workers is None else options.workers
+                for result in scorer.results(chain([first], clips), options.batch_size, options.window, workers):
+                    self._add(result, journal)
+                    bar.update()
+            self._write_complete(journal)
+
+    def _clips_left(self, journal: Journal) -> Iterator[Clip]:
+        """The clips of units that the journal lacks, a group a unit; such units are queued for their results."""
+        group = 0
+        last, done = journal.last, frozenset(journal.done)
+        for block in self.plan.blocks(self.share, last):
+            if block.problems and self.source.streams and self.options.on_error == "stop":
+                raise self._stopped(block.problems, journal)
+            if block.problems and not (block.key == last and 0 in done):
+                self.units.append(_OpenUnit(block.key, 0, 0, [_error_row(problem) for problem in block.problems]))
+            for number, clips in enumerate(block.units, start=1):
+                if block.key == last and number in done:
+                    continue
+                self.units.append(_OpenUnit(block.key, number, sum(len(clip.pairs) for clip in clips)))
+                group += 1
+                for clip in clips:
+                    clip.group = group
+                    yield clip
+
+    def _stopped(self, problems: list[Problem], journal: Journal) -> TableError:
+        kept = f"the {journal.rows} rows scored so far are kept in {journal.path}; " if journal.rows else ""
+        advice = f"{kept}fix them, or pass --on-error skip to score the others: the same command continues from there"
+        return TableError(self.source.name, problems, advice)
+
+    def _add(self, result: PairResult, journal: Journal) -> None:
+        """Take a result, which is of the first unit that waits for some: units get ready one after the other."""
+        pair = result.pair
+        self._write_complete(journal)
+        if result.error is None:
+            row = {
+                "part": pair.part,
+                "line": pair.line,
+                FILE_COLUMNS[0]: pair.wav_file_name,
+                TEXT_COLUMNS[0]: pair.text,
+                "kept": kept_columns(pair.row, self.options.names, self.options.keep_columns),
+                PREDICTION_COLUMNS[0]: float(shortest(result.score)),
+            }
+        else:
+            parts = self.source.parts
+            source = parts[pair.part].name if self.source.streams or len(parts) > 1 else None
+            problem = self.plan.problem(pair, str(result.error))
+            problem.source, problem.part = source, pair.part
+            if self.source.streams and self.options.on_error == "stop":
+                raise self._stopped([problem], journal)
+            row = _error_row(problem)
+        self.units[0].rows.append(row)
+        self._write_complete(journal)
+
+    def _write_complete(self, journal: Journal) -> None:
+        while self.units and len(self.units[0].rows) >= self.units[0].size:
+            unit = self.units.popleft()
+            journal.write(Unit(unit.block, unit.number, unit.rows))
 
     # --- Merging ---------------------------------------------------------------------------------------------------------
 
     def merge(self) -> TableReport:
         """Write the output, if all processes have finished; the last one finds that they have."""
-        own = sum(len(clip.pairs) for clip in self.clips)
         unfinished = [share.index for share in self.shares if not self.is_finished(share)]
         if unfinished and self.share.index not in unfinished:
-            return TableReport(own, len(self.problems), unfinished)
-        journals = [self.finished_journal(share) for share in self.shares]
+            with self.finished_journal(self.share).open("rb") as file:
+                own = _Summary([file])
+            return TableReport(own.scored, len(own.problems), unfinished)
+        paths, journals = [self.finished_journal(share) for share in self.shares], []
         try:
-            results = {line: result for journal in journals for line, result in read_journal(journal)[1].items()}
-        except FileNotFoundError:  # another process that finished just now has put everything together
-            return TableReport(own, len(self.problems), [])
-        if missing := [pair.line for pair in self.pairs if pair.line not in results]:
-            names = ", ".join(map(str, journals))
-            raise ValueError(f"{len(missing)} rows, the first in line {missing[0]}, are in none of {names}")
+            journals = [path.open("rb") for path in paths]
+            return self._merge(paths, journals)
+        except FileNotFoundError:
+            if len(journals) == len(paths):
+                raise
+            return TableReport(0, 0, [])  # another process that finished just now has put everything together
+        finally:
+            for file in journals:
+                file.close()
 
-        scored = [pair for pair in self.pairs if not isinstance(results[pair.line], str)]
-        rows = ((pair.wav_file_name, pair.text, results[pair.line]) for pair in scored)
-        write_scores(self.output, rows, self.options.with_text or self._has_several_captions())
+    def _merge(self, paths: list[Path], journals: list[BinaryIO]) -> TableReport:
+        found, total = _Summary(journals, BLOCK_ROWS if self.source.streams else None), self.plan.total
+        if total is not None and found.scored + len(found.problems) != total:
+            lacking = total - found.scored - len(found.problems)
+            raise ValueError(f"{lacking} rows are in none of {', '.join(map(str, paths))}")
+        if total is None and not found.scored and not found.problems:
+            raise ValueError(f"'{self.source.name}' has no rows")
+        keep = self.options.keep_columns
+        if lacking := [name for name in keep if keep != "all" and found.scored and name not in found.kept]:
+            raise ValueError(f"'{self.source.name}' has no column {lacking[0]} to keep (--keep-columns)")
+        columns = [FILE_COLUMNS[0]]
+        if self.options.with_text or found.several_captions:
+            columns.append(TEXT_COLUMNS[0])
+        others = [name for name in found.kept if name not in (*columns, TEXT_COLUMNS[0], PREDICTION_COLUMNS[0])]
+        others.sort(key=lambda name: name not in CUT_COLUMNS)
+        rows = (
+            [*(row[name] for name in columns), *(row["kept"].get(name) for name in others), np.float32(row["pred_score"])]
+            for row in merged_rows(journals)
+            if "error" not in row
+        )
+        write_rows(self.output, [*columns, *others, PREDICTION_COLUMNS[0]], rows)
         write_sidecar(self.output, self.model, self.kind)
-        failed = (pair for pair in self.pairs if isinstance(results[pair.line], str))
-        undecodable = [self._undecodable(pair, results[pair.line]) for pair in failed]
-        problems, rejected = self.problems + undecodable, rejected_file(self.output)
+        problems, rejected = found.problems, rejected_file(self.output)
         rejected.unlink(missing_ok=True)  # an earlier run's
         if problems:
             write_problems(rejected, problems)
-        for journal in journals:
-            journal.unlink(missing_ok=True)
-        if undecodable and (self.options.on_error == "stop" or not scored):
-            others = "row is" if len(scored) == 1 else f"{len(scored)} rows are"
-            raise TableError(self.table, problems, f"the other {others} in {self.output}, these also in {rejected}")
-        return TableReport(len(scored), len(problems), [])
+        for path in paths:
+            path.unlink(missing_ok=True)
+        undecodable = len(problems) > len(self.plan.problems)
+        if undecodable and (self.options.on_error == "stop" or not found.scored):
+            others = "row is" if found.scored == 1 else f"{found.scored} rows are"
+            raise TableError(self.source.name, problems, f"the other {others} in {self.output}, these also in {rejected}")
+        return TableReport(found.scored, len(problems), [])
 
-    def _has_several_captions(self) -> bool:
-        captions = {pair.wav_file_name: pair.text for pair in self.pairs}
-        return any(captions[pair.wav_file_name] != pair.text for pair in self.pairs)
 
-    def _undecodable(self, pair: Pair, reason: str) -> Problem:
-        original = self.originals[pair.audio]
-        if pair.audio != original:
-            reason = f"'{pair.audio}' holds the same bytes as '{original}': {reason}"
-        return Problem(pair.line, reason, pair.row)
+def _error_row(problem: Problem) -> dict:
+    row = {"" if name is None else name: value for name, value in problem.row.items()}  # fields beyond the header
+    return {"part": problem.part, "line": problem.line, "error": problem.reason, "row": row, "source": problem.source}
+
+
+class _Summary:
+    """What must be known of all rows before the first is written: how many there are, and what columns they need.
+
+    Args:
+        remembered: How many sounds' names are held to see whether they come with several captions; `None` for all.
+    """
+
+    def __init__(self, journals: list[BinaryIO], remembered: int | None = None):
+        self.scored, self.several_captions = 0, False
+        self.problems: list[Problem] = []
+        self.kept: dict[str, None] = {}
+        captions: dict[str, str] = {}
+        for row in merged_rows(journals):
+            if "error" in row:
+                columns = {name or None: value for name, value in row["row"].items()}
+                self.problems.append(Problem(row["line"], row["error"], columns, row["source"]))
+                continue
+            self.scored += 1
+            self.kept.update(dict.fromkeys(row["kept"]))
+            name, text = row[FILE_COLUMNS[0]], row[TEXT_COLUMNS[0]]
+            if len(captions) >= (remembered or len(captions) + 1):
+                captions.clear()
+            self.several_captions = self.several_captions or captions.setdefault(name, text) != text

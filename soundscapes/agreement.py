@@ -11,7 +11,7 @@ COUNT_INVENTED, COUNT_UNSTATED = 0.2, 0.05
 ATTRIBUTE_OPPOSITE, ATTRIBUTE_INVENTED, ATTRIBUTE_UNSTATED = 0.3, 0.15, 0.05
 LOWEST_CREDIT = 0.3
 UNDESCRIBED_WEIGHT = 0.5
-WRONG_ORDER, WRONG_RELATION = 0.6, 0.8
+WRONG_ORDER, WRONG_RELATION = 0.5, 0.8
 
 
 def agreement(scene: Scene, described: Scene) -> float:
@@ -31,7 +31,7 @@ def agreement(scene: Scene, described: Scene) -> float:
     | is not, but one of the same family is (bell for phone)      | 0.25                 |
     | is not                                                      | 0                    |
 
-    The sum is divided by (events described + 0.5 x events of the scene without a described event). It is multiplied by 0.6 if
+    The sum is divided by (events described + 0.5 x events of the scene without a described event). It is multiplied by 0.5 if
     both events are described in the wrong order, by 0.8 if "while" stands for "followed by" or the reverse.
     """
     best, events, claims = 0.0, scene.events, described.events

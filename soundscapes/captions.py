@@ -58,7 +58,7 @@ TEMPLATES = {  # f: a clause with a verb, "a dog barks"; g: with a gerund, "a do
         "{f1}, then {f2}",
         "first {f1}, and then {f2}",
         "{f1} before {f2}",
-        "{f2} after {f1}",
+        "{g1}, and then {g2}",
     ),
     "while": (
         "{f1} while {f2}",

@@ -32,9 +32,9 @@ class Scene:
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """A scene of one event (30 %), two in order (35 %), or two at once (35 %): not both counted, similar in level."""
+    """A scene of one event (15 %), two in order (65 %), or two at once (20 %): not both counted, similar in level."""
     draw = rng.random()
-    first, relation = random_event(rng), "alone" if draw < 0.3 else "followed by" if draw < 0.65 else "while"
+    first, relation = random_event(rng), "alone" if draw < 0.15 else "followed by" if draw < 0.8 else "while"
     if relation == "alone":
         return Scene((first,))
     while True:

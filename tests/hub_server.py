@@ -1,10 +1,12 @@
-"""A Hub for tests: an HTTP server on 127.0.0.1 that `huggingface_hub` pushes models to and pulls them from (`HF_ENDPOINT`).
+"""A Hub for tests: an HTTP server on 127.0.0.1 that `huggingface_hub` pushes models to and pulls them from (`HF_ENDPOINT`),
+and that `datasets` loads and streams data sets from.
 
 `python tests/hub_server.py FOLDER` prints its address and serves until it is killed. Everything is kept in FOLDER: contents
 once, by their SHA-256; a JSON file of paths for each commit; branches and tags. One user, "tester", with one token. It
 behaves as the Hub does in what the tests need: large and binary files go by LFS (basic transfer) and are answered with a
 redirect, metadata of README.md is checked, private repositories do not exist for others, a revision is a commit, a branch or
-a tag. Neither Xet, pull requests nor other kinds of repositories.
+a tag, files are read in part (Range). Data sets are kept as `datasets/owner/name`. Neither Xet, pull requests nor other kinds
+of repositories.
 """
 
 import base64
@@ -21,7 +23,7 @@ import yaml
 
 USER, TOKEN = "tester", "hf_tests"
 MAX_REGULAR_FILE = 1_000_000  # bytes; the Hub's limit is 10 MB
-LFS_SUFFIXES = (".safetensors", ".wav", ".flac", ".png", ".bin")  # as in the Hub's .gitattributes
+LFS_SUFFIXES = (".safetensors", ".wav", ".flac", ".png", ".bin", ".parquet", ".tar")  # as in the Hub's .gitattributes
 
 
 class NotFoundError(Exception):
@@ -169,7 +171,8 @@ class Handler(BaseHTTPRequestHandler):
             match = re.fullmatch(pattern, url.path)
             if match is not None and self.command in methods.split():
                 try:
-                    return action(self, body, *(None if part is None else unquote(part) for part in match.groups()))
+                    parts = [None if part is None else unquote(part).removeprefix("models/") for part in match.groups()]
+                    return action(self, body, *parts)
                 except NotFoundError as error:
                     return self.refuse(404, str(error), f"{error}: {self.path}")
         return self.refuse(404, "NotFound", f"this test server has no {self.command} {self.path}")
@@ -186,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
     def may_write(self, repo: str) -> bool:
         if not self.is_user:
             self.refuse(401, "Unauthorized", "Invalid username or password.")
-        elif not repo.startswith(f"{USER}/"):
+        elif not repo.removeprefix("datasets/").startswith(f"{USER}/"):
             self.refuse(403, "Forbidden", f"{USER} has no right to write to {repo}")
         else:
             return True
@@ -201,6 +204,8 @@ class Handler(BaseHTTPRequestHandler):
     def create(self, body):
         asked = json.loads(body)
         repo = f"{asked.get('organization') or USER}/{asked['name']}"
+        if asked.get("type") == "dataset":
+            repo = f"datasets/{repo}"
         if not self.may_write(repo):
             return None
         new = self.store.create(repo, asked.get("visibility") == "private")
@@ -286,7 +291,13 @@ class Handler(BaseHTTPRequestHandler):
         self.check_readable(repo)
         sha = self.store.resolve(repo, revision or "main")
         siblings = [{"rfilename": path} for path in self.store.files(repo, sha)]
-        facts = {"id": repo, "sha": sha, "private": self.store.refs(repo)["private"], "siblings": siblings, "tags": []}
+        facts = {
+            "id": repo.removeprefix("datasets/"),
+            "sha": sha,
+            "private": self.store.refs(repo)["private"],
+            "siblings": siblings,
+            "tags": [],
+        }
         return self.answer(200, facts)
 
     def tree(self, body, repo, revision, folder):
@@ -301,9 +312,7 @@ class Handler(BaseHTTPRequestHandler):
                 name = prefix + below.partition("/")[0]
                 entries[name] = {"type": "directory", "path": name, "size": 0, "oid": hashlib.sha1(name.encode()).hexdigest()}
                 continue
-            entries[path] = {"type": "file", "path": path, "size": file["size"], "oid": file["oid"]}
-            if file["lfs"]:
-                entries[path]["lfs"] = {"oid": file["sha256"], "size": file["size"], "pointerSize": 135}
+            entries[path] = self.entry(path, file)
         if folder and not entries:
             raise NotFoundError("EntryNotFound")
         return self.answer(200, list(entries.values()))
@@ -338,28 +347,53 @@ class Handler(BaseHTTPRequestHandler):
             storage = self.address.replace("127.0.0.1", "localhost")
             return self.answer(302, X_Repo_Commit=sha, Location=f"{storage}/storage/{file['sha256']}", **linked)
         content = self.store.blob(file["sha256"]).read_bytes()
-        return self.answer(200, content, X_Repo_Commit=sha, ETag=f'"{file["oid"]}"')
+        return self.answer_part(content, X_Repo_Commit=sha, ETag=f'"{file["oid"]}"')
+
+    def answer_part(self, content: bytes, **headers):
+        """The bytes that were asked for: all, or a range."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if asked is None:
+            return self.answer(200, content, **headers, Accept_Ranges="bytes")
+        first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+        if first > last:
+            return self.refuse(416, "BadRange", "no such bytes")
+        return self.answer(206, content[first : last + 1], Content_Range=f"bytes {first}-{last}/{len(content)}", **headers)
+
+    def paths_info(self, body, repo, revision):
+        self.check_readable(repo)
+        asked = json.loads(body) if body.startswith(b"{") else parse_qs(body.decode())
+        files = self.store.files(repo, self.store.resolve(repo, revision))
+        return self.answer(200, [self.entry(path, files[path]) for path in asked["paths"] if path in files])
+
+    @staticmethod
+    def entry(path: str, file: dict) -> dict:
+        entry = {"type": "file", "path": path, "size": file["size"], "oid": file["oid"]}
+        if file["lfs"]:
+            entry["lfs"] = {"oid": file["sha256"], "size": file["size"], "pointerSize": 135}
+        return entry
 
     def storage(self, body, digest):
         if not self.store.blob(digest).exists():
             raise NotFoundError("EntryNotFound")
-        return self.answer(200, self.store.blob(digest).read_bytes(), ETag=f'"{digest}"')
+        return self.answer_part(self.store.blob(digest).read_bytes(), ETag=f'"{digest}"')
 
 
-REPO = r"([\w.-]+/[\w.-]+)"
+REPO = r"((?:datasets/)?[\w.-]+/[\w.-]+)"
+API = r"/api/((?:models|datasets)/[\w.-]+/[\w.-]+)"
 ROUTES = [
     ("GET", r"/api/whoami-v2", Handler.whoami),
     ("POST", r"/api/repos/create", Handler.create),
     ("POST", r"/api/validate-yaml", Handler.validate),
-    ("POST", rf"/api/models/{REPO}/preupload/([^/]+)", Handler.preupload),
+    ("POST", rf"{API}/preupload/([^/]+)", Handler.preupload),
     ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("PUT", r"/upload/([0-9a-f]{64})", Handler.lfs_upload),
-    ("POST", rf"/api/models/{REPO}/commit/([^/]+)", Handler.commit),
-    ("POST", rf"/api/models/{REPO}/(branch|tag)/([^/]+)", Handler.add_ref),
-    ("GET", rf"/api/models/{REPO}(?:/revision/([^/]+))?", Handler.info),
-    ("GET", rf"/api/models/{REPO}/tree/([^/]+)(?:/(.+))?", Handler.tree),
-    ("GET", rf"/api/models/{REPO}/refs", Handler.list_refs),
-    ("GET", rf"/api/models/{REPO}/commits/([^/]+)", Handler.list_commits),
+    ("POST", rf"{API}/commit/([^/]+)", Handler.commit),
+    ("POST", rf"{API}/(branch|tag)/([^/]+)", Handler.add_ref),
+    ("GET", rf"{API}(?:/revision/([^/]+))?", Handler.info),
+    ("GET", rf"{API}/tree/([^/]+)(?:/(.+))?", Handler.tree),
+    ("POST", rf"{API}/paths-info/([^/]+)", Handler.paths_info),
+    ("GET", rf"{API}/refs", Handler.list_refs),
+    ("GET", rf"{API}/commits/([^/]+)", Handler.list_commits),
     ("GET HEAD", rf"/{REPO}/resolve/([^/]+)/(.+)", Handler.resolve),
     ("GET HEAD", r"/storage/([0-9a-f]{64})", Handler.storage),
 ]

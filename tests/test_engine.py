@@ -290,11 +290,17 @@ def rated(monkeypatch) -> list[int]:
     return counts
 
 
+def journaled(part) -> list[dict]:
+    """The rows of a journal's complete lines."""
+    lines = part.read_text().splitlines(keepends=True)[1:]
+    return [row for line in lines if line.endswith("\n") for row in json.loads(line)["rows"]]
+
+
 def test_an_interrupted_job_goes_on(interrupted, expected, rated, tmp_path, capsys):
     part = tmp_path / "scores.csv.part"
-    kept = len(part.read_text().splitlines()) - 1
+    kept = len(journaled(part))
     with part.open("a") as file:
-        file.write('{"line": 3, "wav_file')  # the writer was killed here
+        file.write('{"block": [0, 0], "unit": 2, "rows": [{"line": 3, "wav_file')  # the writer was killed here
     score_table(**interrupted)
     np.testing.assert_allclose(read_scores(tmp_path / "scores.csv"), expected, atol=1e-5)
     assert f"{kept} rows that were scored before are kept" in capsys.readouterr().err
@@ -338,7 +344,7 @@ def test_a_killed_command_goes_on(tiny_folder, wav_dir, tmp_path):
         second = subprocess.run(command, capture_output=True, text=True)
         assert second.returncode == 1 and "another process is writing to" in second.stderr
         process.kill()
-    done = [json.loads(line) for line in part.read_text().splitlines(keepends=True)[1:] if line.endswith("\n")]
+    done = journaled(part)
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert f"{len(done)} rows that were scored before are kept" in result.stderr

@@ -81,7 +81,7 @@ def read_scores(path) -> list[tuple[str, float]]:
 
 def journal_of(part) -> list[dict]:
     """The rows that an interrupted job had scored."""
-    return [json.loads(line) for line in part.read_text().splitlines()[1:]]
+    return [row for line in part.read_text().splitlines()[1:] for row in json.loads(line)["rows"]]
 
 
 # --- Scorer --------------------------------------------------------------------------------------------------------------
@@ -419,7 +419,7 @@ def test_tables_that_are_none(wav_dir, tmp_path, content, message):
         (["--audio", "a", "--text", "a", "--with-text", "--shard", "0"], "only tables (--input) have --shard, --with-text"),
         (["--input", "missing.csv", "--output", "c.csv"], "no table at 'missing.csv'"),
         (["--input", ".", "--output", "c.csv"], "'.' is a folder, not a table"),
-        (["--input", "missing.csv", "--output", "c.txt"], "must end in .csv or .jsonl"),
+        (["--input", "missing.csv", "--output", "c.txt"], "must end in .csv or .jsonl or .parquet"),
     ],
 )
 def test_wrong_calls_are_explained(tmp_path, monkeypatch, arguments, message):

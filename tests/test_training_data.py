@@ -68,8 +68,11 @@ def test_sounds_may_stand_in_a_datasets_column(wav):
     assert [sound.read() for sound in table.audio] == content
     assert hash_clips(table.used_audio) == hash_clips({0: wav / "a.wav", 1: wav / "b.wav"})
     assert (load_waveform(table.audio[1]) == load_waveform(wav / "b.wav")).all()
-    with pytest.raises(ValueError, match=r"needs the column wav_file_name or .* or path, "):
-        read_table(Dataset.from_list(rows).remove_columns("wav_file_name"))
+    unnamed = read_table(Dataset.from_list(rows).remove_columns("wav_file_name"))
+    assert unnamed.clips == ["the dataset/1", "the dataset/2"] and (unnamed.clip_index == table.clip_index).all()
+    rows[0]["audio"]["path"] = rows[1]["audio"]["path"] = "same.wav"  # in folders of their own
+    alike = read_table(Dataset.from_list(rows).remove_columns("wav_file_name"))
+    assert alike.clips == ["same.wav"] * 2 and [sound.read() for sound in alike.audio] == content
 
 
 def test_rows_of_jsonl_may_lack_what_others_have(tmp_path, wav):

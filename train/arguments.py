@@ -15,6 +15,8 @@ from transformers import HfArgumentParser
 from transformers.trainer_utils import HubStrategy
 
 from xacle.core.clips import Share
+from xacle.core.columns import ColumnNames
+from xacle.core.sources import HubDataset
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -63,8 +65,31 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    train_file: str | None = field(default=None, metadata={"help": "Table of training pairs (.csv, .jsonl, datasets folder)."})
-    validation_file: str | None = field(default=None, metadata={"help": "Table of validation pairs."})
+    train_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Training pairs: a table (.csv, .jsonl), Parquet, WebDataset tar files, a pattern of several "
+            "('shards/*.tar'), or a folder of save_to_disk."
+        },
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "Validation pairs, likewise."})
+    train_dataset: str | None = field(default=None, metadata={"help": "Instead of --train-file: id of a data set on the Hub."})
+    train_split: str = field(default="train", metadata={"help": "Its split."})
+    train_dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_dataset_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    validation_dataset: str | None = field(default=None, metadata={"help": "Instead of --validation-file, likewise."})
+    validation_split: str = field(default="validation", metadata={"help": "Its split."})
+    validation_dataset_config: str | None = field(
+        default=None, metadata={"help": "Its configuration; the training data's by default, if it is the same data set."}
+    )
+    validation_dataset_revision: str | None = field(default=None, metadata={"help": "Its revision, likewise."})
+    audio_column: str | None = field(
+        default=None, metadata={"help": "Column of sounds or their names: wav_file_name, audio ... by default."}
+    )
+    text_column: str | None = field(default=None, metadata={"help": "Column of captions: text or caption by default."})
+    score_column: str | None = field(
+        default=None, metadata={"help": "Column of labels: average_score, score, clap_score by default."}
+    )
     audio_dir: str | None = field(
         default=None, metadata={"help": "Folder of --train-file's sounds; the table's own by default."}
     )
@@ -81,6 +106,26 @@ class DataArguments:
         default="float32",
         metadata={"help": "float16 takes half the disk; scores then differ by about 1e-4.", "choices": ["float32", "float16"]},
     )
+
+    def source(self, role: str):
+        """The source of the pairs of `"train"` or `"validation"`, for `open_source`; `None` if there is none.
+
+        Raises:
+            ValueError: if a file and a data set are given.
+        """
+        file, dataset = getattr(self, f"{role}_file"), getattr(self, f"{role}_dataset")
+        if dataset is None:
+            return file
+        if file is not None:
+            raise ValueError(f"pass --{role}-file or --{role}-dataset, not both")
+        config, revision = getattr(self, f"{role}_dataset_config"), getattr(self, f"{role}_dataset_revision")
+        if dataset == self.train_dataset:
+            config, revision = config or self.train_dataset_config, revision or self.train_dataset_revision
+        return HubDataset(dataset, getattr(self, f"{role}_split"), config, revision)
+
+    @property
+    def names(self) -> ColumnNames:
+        return ColumnNames(self.audio_column, self.text_column, self.score_column)
 
 
 @dataclass
@@ -130,6 +175,14 @@ class TrainingArguments(transformers.TrainingArguments):
     accept_license: bool = field(
         default=False,
         metadata={"help": "You may publish under the licenses of what the weights derive from; pushing asks for it."},
+    )
+
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the score head, which starts at random; --learning-rate by default."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations without a better --metric-for-best-model (released code: 20)."},
     )
 
     @property

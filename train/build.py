@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from xacle.configuration_xacle import XacleConfig
@@ -88,8 +88,12 @@ def assemble(
 
     Args:
         audio_encoder: Folder or Hub id of a [`BeatsModel`], with or without a classifier.
-        language_model: Folder or Hub id of a decoder with its tokenizer.
+        language_model: Folder or Hub id of a decoder with its tokenizer. A captioner gets its output head too. Rows start
+            with a BOS if the tokenizer puts one there; without a padding token, EOS pads.
         fields: Of the configuration, other than the parts' own.
+
+    Raises:
+        ValueError: for a part that cannot be loaded, or a decoder that cannot be used.
     """
     if Path(audio_encoder).is_file():
         raise ValueError(f"'{audio_encoder}' is a file: convert it first, `xacle convert beats {audio_encoder} beats`")
@@ -97,19 +101,17 @@ def assemble(
         encoder, loaded = BeatsModel.from_pretrained(audio_encoder, dtype="float32", output_loading_info=True)
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"'{audio_encoder}' is no BEATs encoder, it lacks {', '.join(missing[:5])}")
-    with quiet_loading(), _named(language_model):
-        decoder = AutoModel.from_pretrained(language_model, dtype="float32", trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(language_model, trust_remote_code=False)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)}, replace_extra_special_tokens=False)
-    if len(tokenizer) > decoder.config.vocab_size:  # Qwen's table has rows to spare
-        decoder.resize_token_embeddings(len(tokenizer))
+    decoder, tokenizer = _load_decoder(language_model)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(decoder.config, name, getattr(tokenizer, name))
     text_config = AutoConfig.for_model(**decoder.config.to_dict())
     for part in (encoder.config, text_config):
         part.name_or_path = ""  # perhaps a folder of this machine, which would be published
     processor = XacleProcessor(
-        XacleFeatureExtractor(), tokenizer, num_audio_tokens=fields.get("num_audio_tokens", XacleConfig.num_audio_tokens)
+        XacleFeatureExtractor(),
+        tokenizer,
+        num_audio_tokens=fields.get("num_audio_tokens", XacleConfig.num_audio_tokens),
+        prepend_bos=starts_with_bos(tokenizer),
     )
     config = XacleConfig(
         audio_config=encoder.config,
@@ -125,8 +127,36 @@ def assemble(
     )
     model = model_class(config)
     model.base_model.audio_tower.load_state_dict(encoder.state_dict())
-    model.base_model.language_model.load_state_dict(decoder.state_dict())
+    model.base_model.language_model.load_state_dict(decoder.base_model.state_dict())
+    if hasattr(model, "lm_head") and not config.tie_word_embeddings:
+        model.lm_head.load_state_dict(decoder.get_output_embeddings().state_dict())
     return model, processor
+
+
+def _load_decoder(name: str):
+    """A causal language model with its output head, with room for the special tokens, and its tokenizer, which knows them."""
+    with quiet_loading(), _named(name):
+        decoder, loaded = AutoModelForCausalLM.from_pretrained(
+            name, dtype="float32", trust_remote_code=False, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(f"'{name}' is no causal language model, it lacks {', '.join(missing[:5])}")
+    if getattr(decoder.get_output_embeddings(), "bias", None) is not None:
+        raise ValueError(f"the output head of '{name}' has a bias, for which a captioner has no place: choose another decoder")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of '{name}' has no eos_token to end captions with: set one and save it")
+    if tokenizer.pad_token_id is None:  # as Llama's; padding is never looked at, so that any token does
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS)}, replace_extra_special_tokens=False)
+    if len(tokenizer) > decoder.config.vocab_size:  # Qwen's table has rows to spare
+        decoder.resize_token_embeddings(len(tokenizer))
+    return decoder, tokenizer
+
+
+def starts_with_bos(tokenizer) -> bool:
+    """Whether the tokenizer puts a BOS token in front of a text by itself, as the language model was trained to expect."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Ratings have `average_score` (or `score` and `listener_id`, see listeners.py), pseudo-labels `clap_score`, captions neither.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 from tqdm import tqdm
 from transformers.utils import logging
 
+from xacle.core.clips import hash_clips
 from xacle.core.columns import (
+    AUDIO_COLUMN,
     AVERAGE_COLUMNS,
     FILE_COLUMNS,
     LABEL_COLUMNS,
@@ -18,17 +21,20 @@ from xacle.core.columns import (
     LISTENER_ID_COLUMNS,
     PSEUDO_LABEL_COLUMNS,
     TEXT_COLUMNS,
+    ColumnNames,
     column_of,
     find_column,
 )
+from xacle.core.sources import Source, SourceRow, open_source
 from xacle.core.tables import (
     Problem,
     TableError,
+    cut_of,
     header_problem,
     locate_audio,
     missing_folder,
-    open_table,
     pair_problem,
+    read_cut,
     shortest,
     write_problems,
 )
@@ -39,7 +45,7 @@ from xacle.train.listeners import ListenerRating, pair_ratings
 logger = logging.get_logger(__name__)
 
 FILE, TEXT, LISTENER_ID = FILE_COLUMNS[0], TEXT_COLUMNS[0], LISTENER_ID_COLUMNS[0]
-AUDIO, SCORE = "audio", "score"  # with `text`, the columns of a plain dataset
+AUDIO, SCORE = AUDIO_COLUMN, "score"  # with `text`, the columns of a plain dataset
 
 
 @dataclass
@@ -56,6 +62,8 @@ class PairTable:
         lines: `[pairs]` int32, each pair's line in the table (the first, of several listeners').
         labels: `[pairs]` float32 on the 0-10 scale; `None` for captions.
         label_column: What the labels are called in a table of pairs; `None` for captions.
+        pseudo_labels: Whether the labels were cosines.
+        revision: What a data set of the Hub is known by: `owner/name@commit`.
         problems: Rows that were left out (`on_error="skip"`).
     """
 
@@ -68,6 +76,8 @@ class PairTable:
     lines: np.ndarray
     labels: np.ndarray | None = None
     label_column: str | None = None
+    pseudo_labels: bool = False
+    revision: str | None = None
     problems: list[Problem] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -98,23 +108,10 @@ class PairTable:
         row = {FILE: self.clips[self.clip_index[pair]], TEXT: self.captions[self.caption_index[pair]]}
         if self.labels is not None:
             label = self.labels[pair]
-            if self.label_column in PSEUDO_LABEL_COLUMNS:
+            if self.pseudo_labels:
                 label = (label - RATING_CENTER) / RATING_HALF_RANGE
             row[self.label_column] = shortest(label)
         return row
-
-
-class _StoredSound:
-    """A sound in a `datasets` table, read when it is needed, as an open file would be."""
-
-    def __init__(self, dataset, row: int):
-        self.dataset, self.row = dataset, row
-
-    def seekable(self) -> bool:
-        return False
-
-    def read(self) -> bytes:
-        return self.dataset[self.row][AUDIO]["bytes"]
 
 
 class _Numbering(dict):
@@ -134,17 +131,20 @@ def read_table(
     listener_screening: float | None = None,
     listener_standardization: bool = False,
     audio_dir_option: str = "--audio-dir",
+    names: ColumnNames | None = None,
 ) -> PairTable:
     """
     Args:
-        source: A `.csv` or `.jsonl` table, a folder of `datasets.Dataset.save_to_disk`, or a `datasets.Dataset`, with the
-            columns `wav_file_name`, `text` and the label's. A `datasets` source may hold the sounds in a column `audio`.
+        source: Whatever [`open_source`] takes (tables, Parquet, tar shards, a saved folder, a [`HubDataset`], which is
+            downloaded), or a `datasets.Dataset`, with the columns `wav_file_name`, `text` and the label's. Sounds may stand in
+            a column `audio` instead of files.
         audio_dir: Where the files are; the table's own folder by default.
         label: `"rating"`, `"pseudo_label"`, `"any"` of the two, or `"caption"`.
         on_error: `"stop"` raises on the first table with rows that cannot be used, naming them all; `"skip"` leaves those
             rows out and lists them in `problems`.
         listener_screening, listener_standardization: See [`pair_ratings`]; for tables of single listeners' ratings.
         audio_dir_option: What the user calls `audio_dir`, for messages.
+        names: What the source calls its columns.
 
     Raises:
         TableError: see `on_error`; also if no row can be used.
@@ -154,11 +154,10 @@ def read_table(
         raise ValueError(f"label must be one of {', '.join(LABEL_COLUMNS)}, got {label!r}")
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
-    opened = open_table(source)
-    name, audio_dir = opened.name, Path(audio_dir or opened.folder or "")
-    reader = _Reader(name, label, audio_dir, opened.stored)
-    for line, row in tqdm(opened.rows, desc=f"reading {Path(name).name}", unit=" rows", delay=2):
-        reader.add(line, row)
+    opened = open_source(source, stream=False)
+    name, audio_dir = opened.name, Path(audio_dir or opened.parts[0].folder)
+    reader = _Reader(opened, label, audio_dir, names or ColumnNames())
+    reader.read()
     table = reader.finish(listener_screening, listener_standardization)
     if reader.off_scale and on_error == "skip":
         advice = f"{reader.off_scale} labels are off their scale, which leaving rows out does not fix; rescale the column"
@@ -204,37 +203,56 @@ def check_labels(table: PairTable) -> None:
 class _Reader:
     """Collects a table's rows, and everything that is wrong with them."""
 
-    def __init__(self, name: str, label: str, audio_dir: Path, stored):
-        self.name, self.label, self.audio_dir, self.stored = name, label, audio_dir, stored
-        self.file_columns, self.label_columns = FILE_COLUMNS, LABEL_COLUMNS[label]
+    def __init__(self, source: Source, label: str, audio_dir: Path, names: ColumnNames):
+        self.source, self.name, self.label, self.audio_dir, self.names = source, source.name, label, audio_dir, names
+        self.label_columns = names.labels(label)
         self.file_column = self.text_column = self.label_column = None
         self.columns: set[str] = set()
         self.off_scale = 0
         self.clips, self.captions = _Numbering(), _Numbering()
         self.audio, self.clip_problems = [], []
+        self.sounds: dict[str, list[tuple]] = defaultdict(list)  # of rows that hold theirs, by name: the sound, its digest
         self.clip_index, self.caption_index, self.labels, self.lines = [], [], [], []
         self.listener_ratings: list[ListenerRating] = []
         self.first_line: dict[tuple[int, int], int] = {}  # of each rated pair
         self.problems: list[Problem] = []
 
-    def add(self, line: int, row: dict) -> None:
+    def read(self) -> None:
+        """All rows; of several files, rows are numbered through."""
+        several, before, line = len(self.source.parts) > 1, 0, 0
+        rows = tqdm(desc=f"reading {Path(self.name).name}", unit=" rows", delay=2)
+        for part in self.source.parts:
+            for row in part.rows(self.names, stored=True):
+                line = before + row.line
+                found = len(self.problems)
+                self.add(row._replace(line=line))
+                for problem in self.problems[found:] if several else ():
+                    problem.line, problem.source = row.line, part.name
+                rows.update()
+            before = line
+        rows.close()
+
+    def add(self, given: SourceRow) -> None:
+        line, row, sound, problem = given
         if None in (self.file_column, self.text_column) or (self.label_columns and self.label_column is None):
             self._find_columns(row)
-        value, reason = 0.0, pair_problem(row, self.file_column or FILE, self.text_column or TEXT)
+        value, reason = 0.0, problem
+        if reason is None:
+            reason = pair_problem(row, self.file_column or FILE, self.text_column or TEXT)
         if reason is None and self.label_columns:
             value, reason = self._label(row)
         if reason is None and self._per_listener and row.get(LISTENER_ID) in (None, ""):
             reason = f"no {LISTENER_ID}"
         if reason is None:
-            clip = self._clip(line, row)
+            clip, reason = self._clip(row, sound)
+        if reason is None:
             reason = self.clip_problems[clip]
         if reason is None and self.label == "rating":
             first = self.first_line.setdefault((clip, self.captions[row[self.text_column]]), line)
             if first != line and not self._per_listener:
                 reason = f"'{row[self.file_column]}' with this caption has a mean rating on line {first} already"
         if reason is not None:
-            written = {name: value for name, value in row.items() if name != AUDIO or isinstance(value, str)}
-            self.problems.append(Problem(line, reason, written))
+            self.problems.append(Problem(line, reason, row))
         elif self._per_listener:
             pair = (clip, self.captions[row[self.text_column]])
             self.listener_ratings.append(ListenerRating(pair, str(row[LISTENER_ID]), value))
@@ -249,24 +267,25 @@ class _Reader:
 
     @property
     def _per_listener(self) -> bool:
+        if self.label_column is not None and self.label_column == self.names.score:
+            return self.label == "rating" and LISTENER_ID in self.columns
         return self.label_column in LISTENER_COLUMNS
 
     def _find_columns(self, row: dict) -> None:
         """Look for the columns that no row had so far: in JSONL, rows may lack some."""
         self.columns.update(name for name in row if name is not None)
-        if isinstance(row.get(AUDIO), dict):  # the sound itself
-            self.file_columns = tuple(name for name in FILE_COLUMNS if name != AUDIO)
-        self.file_column = find_column(self.columns, self.file_columns)
-        self.text_column = find_column(self.columns, TEXT_COLUMNS)
+        self.file_column = find_column(self.columns, self.names.files)
+        self.text_column = find_column(self.columns, self.names.texts)
         self.label_column = find_column(self.columns, self.label_columns)
         if self.label_column:
-            self.label = "pseudo_label" if self.label_column in PSEUDO_LABEL_COLUMNS else "rating"
+            pseudo = self.label_column in PSEUDO_LABEL_COLUMNS or self.label == "pseudo_label"
+            self.label = "pseudo_label" if pseudo else "rating"
 
     def _check_columns(self) -> None:
         """Raise `ValueError` if a column is in no row at all."""
         if not self.columns:
             raise ValueError(f"'{self.name}' has no rows")
-        needed = [self.file_columns, TEXT_COLUMNS]
+        needed = [self.names.files, self.names.texts]
         if self.label_columns:
             needed.append(self.label_columns)
         if self._per_listener:
@@ -288,21 +307,39 @@ class _Reader:
             return 0.0, f"{column} must be a number from {low:g} to {high:g}, got {row.get(column)!r}{hint}"
         return (RATING_CENTER + RATING_HALF_RANGE * value if self.label == "pseudo_label" else value), None
 
-    def _clip(self, line: int, row: dict) -> int:
-        clip = self.clips[row[self.file_column]]
+    def _clip(self, row: dict, sound) -> tuple[int, str | None]:
+        """The number of a row's clip, and what is wrong with its cut."""
+        start, end, reason = read_cut(row)
+        name = row[self.file_column]
+        clip = self.clips[name, start, end, 0 if sound is None else self._sound_of_name(name, sound)]
         if clip == len(self.audio):
-            sound = row.get(AUDIO)
-            if sound is None or isinstance(sound, str):
-                sound = locate_audio(row[self.file_column], self.audio_dir)
-            elif isinstance(sound, dict) and sound.get("bytes") is not None:
-                sound = _StoredSound(self.stored, line - 1)  # 300 kB a clip would not fit in memory
-            self.audio.append(sound)
-            self.clip_problems.append(header_problem(sound) if isinstance(sound, Path) else None)
-        return clip
+            sound = locate_audio(name, self.audio_dir) if sound is None else sound
+            self.audio.append(cut_of(sound, start, end))
+            self.clip_problems.append(header_problem(sound, start, end) if isinstance(sound, Path) else None)
+        return clip, reason
+
+    def _sound_of_name(self, name: str, sound) -> int:
+        """Which of the sounds with a name this is: folders of a data set may hold files of one name."""
+        sounds = self.sounds[name]
+        if not sounds:
+            sounds.append((sound, None))
+            return 0
+        if sounds[-1][0] == sound:  # the captions of a tar's sound stand together
+            return len(sounds) - 1
+        digests = hash_clips({index: known for index, (known, digest) in enumerate(sounds) if digest is None})
+        for index, digest in digests.items():
+            sounds[index] = sounds[index][0], digest
+        digest = hash_clips({0: sound})[0]
+        known = [found for _, found in sounds]
+        if digest not in known:
+            sounds.append((sound, digest))
+            return len(sounds) - 1
+        return known.index(digest)
 
     def finish(self, listener_screening: float | None, listener_standardization: bool) -> PairTable:
         self._check_columns()
-        clips, captions = list(self.clips), list(self.captions)
+        clips = [name for name, *_ in self.clips]
+        captions = list(self.captions)
         if self._per_listener:
             for pair, mean in pair_ratings(self.listener_ratings, listener_screening, listener_standardization).items():
                 if mean is None:
@@ -326,7 +363,9 @@ class _Reader:
             lines=np.array(self.lines, dtype=np.int32),
             labels=np.array(self.labels, dtype=np.float32) if self.label_column else None,
             label_column=AVERAGE_COLUMNS[0] if self._per_listener else self.label_column,
-            problems=sorted(self.problems, key=lambda problem: problem.line),
+            pseudo_labels=self.label == "pseudo_label",
+            revision=self.source.revision,
+            problems=self.problems if len(self.source.parts) > 1 else sorted(self.problems, key=lambda problem: problem.line),
         )
 
 

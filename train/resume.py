@@ -16,6 +16,7 @@ UNCHANGEABLE = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last"),
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm", "weight_decay"),
     *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "label_smoothing_factor", "neftune_noise_alpha"),
+    *("head_learning_rate", "early_stopping_patience"),
     *("seed", "data_seed", "train_sampling_strategy", "bf16", "fp16", "full_determinism"),
 )
 MODEL_PATHS = ("model_name_or_path", "audio_encoder", "language_model")  # the same folder has several paths

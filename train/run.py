@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import set_seed
+from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_utils import sort_checkpoints
 
+from xacle.core.state_dicts import use_umask
 from xacle.train.run_record import RunRecord, now
 from xacle.train.trainer import XacleTrainer
 
@@ -31,6 +32,9 @@ def run_script(main: Callable[[], object]) -> None:
 def run_training(trainer: XacleTrainer, record: RunRecord, checkpoint: str | None) -> None:
     """Train, from `checkpoint` if there is one, and leave the best model (with validation) or the last in the trainer."""
     arguments = trainer.args
+    if arguments.early_stopping_patience is not None:
+        arguments.restore_callback_states_from_checkpoint = True  # a resumed run counts on
+        trainer.add_callback(EarlyStoppingCallback(arguments.early_stopping_patience))
     trainer.add_callback(record)
     trainer.record = record
     record.add(world_size=arguments.world_size, device=str(arguments.device), resumed_from=None)
@@ -53,21 +57,20 @@ def run_training(trainer: XacleTrainer, record: RunRecord, checkpoint: str | Non
         history.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
 
 
-def finish(
-    trainer: XacleTrainer, record: RunRecord, lora_output: str = "merged", title: str = "validation"
-) -> dict[str, float]:
+def finish(trainer: XacleTrainer, lora_output: str = "merged", title: str = "validation") -> dict[str, float]:
     """Evaluate the final model; write it (adapters merged, unless they are to stay alone), its processor and the record.
 
     Returns:
         The validation metrics; empty without validation pairs.
     """
-    output_dir = trainer.args.output_dir
+    output_dir, record = trainer.args.output_dir, trainer.record
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     record.add(validation_metrics=metrics)
     if hasattr(trainer.model, "merge_and_unload") and lora_output == "merged":
         trainer.model = trainer.model_wrapped = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model(output_dir, _internal_call=True)  # which pushes nothing: the card needs the record
     if trainer.is_world_process_zero():
+        use_umask(output_dir)
         record.write(output_dir)
     if trainer.args.push_to_hub:
         trainer.upload_folder(output_dir, "Model save")

@@ -37,7 +37,11 @@ class RunRecord(TrainerCallback):
             "arguments": {type(group).__name__: _recorded(group) for group in arguments},
             "versions": {"python": platform.python_version(), **{package: _version(package) for package in RECORDED_PACKAGES}},
             "data": {
-                role: {"table": dataset.table.source, "checksum": _checksum(dataset.table.source), "pairs": len(dataset)}
+                role: {
+                    "table": dataset.table.source,
+                    "checksum": _checksum(dataset.table.source) or dataset.table.revision,
+                    "pairs": len(dataset),
+                }
                 for role, dataset in datasets.items()
             },
             "base_model": None if base is None or Path(base).exists() else base,  # on the Hub

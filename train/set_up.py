@@ -35,6 +35,8 @@ def set_up(training: TrainingArguments, data: DataArguments, metrics: tuple[str,
         training.metric_for_best_model = next((name for name in metrics if name.lower() == best.lower()), None)
         if training.metric_for_best_model is None:
             raise ValueError(f"--metric-for-best-model must be one of {', '.join(metrics)}, got {best!r}")
+    if training.early_stopping_patience is not None and (data.validation_file is None or not training.load_best_model_at_end):
+        raise ValueError("--early-stopping-patience needs --validation-file, and --load-best-model-at-end true")
     if training.push_to_hub:
         check_push(training)
     try:
@@ -48,8 +50,6 @@ def set_up(training: TrainingArguments, data: DataArguments, metrics: tuple[str,
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     training.dataloader_num_workers = min(training.dataloader_num_workers, cores)  # more would only be in each other's way
     training.dataloader_pin_memory &= training.device.type != "cpu"
-    if training.data_seed is None:
-        training.data_seed = training.seed  # one order of the data for all processes
     set_seed(training.seed)  # new heads start alike in every process
     return checkpoint
 
@@ -77,10 +77,11 @@ def read_tables(
         label: Of the training table: "rating", "pseudo_label" or "caption". Validation pairs have ratings or pseudo-labels
             in the first two cases.
     """
-    if data.train_file is None:
-        raise ValueError("pass --train-file, the table to train on")
+    source, validation_source = data.source("train"), data.source("validation")
+    if source is None:
+        raise ValueError("pass --train-file, the table to train on, or --train-dataset")
     options = {} if listeners is None else dict(vars(listeners))
-    train = read_table(data.train_file, data.audio_dir, label, on_error=data.on_error, **options)
+    train = read_table(source, data.audio_dir, label, on_error=data.on_error, names=data.names, **options)
     write_rejected(train, training, "train")
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(train) < batch:
@@ -90,7 +91,7 @@ def read_tables(
         )
     if label != "caption" and batch == 1:
         raise ValueError("a list needs at least two pairs: raise --per-device-train-batch-size")
-    if data.validation_file is None:
+    if validation_source is None:
         logger.warning("without --validation-file nothing is evaluated and the last weights are kept")
         training.eval_strategy = IntervalStrategy.NO
         training.do_eval = training.load_best_model_at_end = False
@@ -98,11 +99,12 @@ def read_tables(
             training.save_strategy = SaveStrategy.EPOCH
         return {"train": train}
     validation = read_table(
-        data.validation_file,
+        validation_source,
         data.validation_audio_dir,
         "caption" if label == "caption" else "any",
         on_error=data.on_error,
         audio_dir_option="--validation-audio-dir",
+        names=data.names,
     )
     write_rejected(validation, training, "validation")
     if label != "caption" and len(validation) < 2:

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parse_arguments(argv, CONFIGS / "captioning.yaml", ModelArguments, DataArguments, CaptioningArguments)
     model_arguments, data, captioning, training = arguments
     checkpoint = set_up(training, data, ("loss", "caption_SRCC"))
-    if captioning.rating_file is not None and data.validation_file is None:
+    if captioning.rating_file is not None and data.source("validation") is None:
         raise ValueError("--rating-file is evaluated together with --validation-file: pass both, or use `xacle caption` later")
     tables = read_tables("caption", data, training)
     if captioning.rating_file is not None:
@@ -66,9 +66,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         processing_class=processor,
         evaluate_captions=evaluate_captions,
     )
-    record = RunRecord("stage 1: captioning", arguments, datasets)
-    run_training(trainer, record, checkpoint)
-    return finish(trainer, record, model_arguments.lora_output)
+    run_training(trainer, RunRecord("stage 1: captioning", arguments, datasets), checkpoint)
+    return finish(trainer, model_arguments.lora_output)
 
 
 class CaptionEvaluation:

@@ -24,20 +24,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         check_labels(table)
 
     model, processor = build_model(XacleForAlignmentScoring, model_arguments, **ranking.config_fields())
-    model.config.weight_sources = merge_sources(model.config.weight_sources, teacher_sources(data.train_file))
+    model.config.weight_sources = merge_sources(model.config.weight_sources, teacher_sources(str(data.source("train"))))
     check_license(model.config, training)
     datasets = prepare_datasets(tables, model, processor, data, training)
 
+    model = add_lora(model, model_arguments)
     trainer = AlignmentTrainer(
-        model=add_lora(model, model_arguments),
-        args=training,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets.get("validation"),
-        processing_class=processor,
+        model, training, train_dataset=datasets["train"], eval_dataset=datasets.get("validation"), processing_class=processor
     )
-    record = RunRecord("stage 2: pseudo-labels", arguments, datasets)
-    run_training(trainer, record, checkpoint)
-    return finish(trainer, record, model_arguments.lora_output)
+    run_training(trainer, RunRecord("stage 2: pseudo-labels", arguments, datasets), checkpoint)
+    return finish(trainer, model_arguments.lora_output)
 
 
 if __name__ == "__main__":

@@ -43,15 +43,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check_license(model.config, training)
     datasets = prepare_datasets(tables, model, processor, data, training)
 
+    model = add_lora(model, model_arguments)
     trainer = AlignmentTrainer(
-        model=add_lora(model, model_arguments),
-        args=training,
-        train_dataset=datasets["train"],
-        eval_dataset=datasets.get("validation"),
-        processing_class=processor,
+        model, training, train_dataset=datasets["train"], eval_dataset=datasets.get("validation"), processing_class=processor
     )
-    record = RunRecord("stage 3: ratings", arguments, datasets)
-    run_training(trainer, record, checkpoint)
+    run_training(trainer, RunRecord("stage 3: ratings", arguments, datasets), checkpoint)
 
     title = "validation"
     adapter_only = model_arguments.lora_r and model_arguments.lora_output == "adapter"  # has no place for a calibration
@@ -60,11 +56,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         try:
             calibrate(trainer.model.config, prediction.predictions, prediction.label_ids)
             table = datasets["validation"].table
-            record.add(calibration={"table": Path(table.source).name, "pairs": len(table)})
+            trainer.record.add(calibration={"table": Path(table.source).name, "pairs": len(table)})
             title = "validation, calibrated on it"
         except ValueError as error:
             logger.warning(f"not calibrated: {error}")
-    return finish(trainer, record, model_arguments.lora_output, title)
+    return finish(trainer, model_arguments.lora_output, title)
 
 
 if __name__ == "__main__":

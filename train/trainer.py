@@ -16,6 +16,8 @@ from xacle.train.batches import PairCollator
 from xacle.train.data import check_pairs
 from xacle.train.lora_and_freezing import TokenRowsEmbedding
 
+SEED_SPACING = 1_000_003  # between the orders of data of two seeds: more epochs than any run has
+
 
 class XacleTrainer(PublishingMixin, Trainer):
     """
@@ -44,6 +46,10 @@ class XacleTrainer(PublishingMixin, Trainer):
         args = TrainingArguments("trainer_output") if args is None else copy.copy(args)
         args.remove_unused_columns = False  # the collator reads sounds and captions, whatever the model's arguments
         args.label_names = ["labels"]
+        if args.data_seed is None:
+            # One order for all processes. Epoch n is shuffled by data_seed + n: seeds side by side would share their epochs.
+            args.data_seed = SEED_SPACING * args.seed
+        self.head_learning_rate = getattr(args, "head_learning_rate", None)  # not among transformers' own arguments
         if data_collator is None:
             if processing_class is None:
                 raise ValueError("pass processing_class, the model's processor: batches are made by it")
@@ -68,6 +74,21 @@ class XacleTrainer(PublishingMixin, Trainer):
             raise ValueError("LoRA adapters cannot be merged from FSDP's shards: use DDP, for which they save enough memory")
         if self.is_fsdp_enabled and isinstance(self.model.get_input_embeddings(), TokenRowsEmbedding):
             raise ValueError("FSDP's shards have no single token rows: leave out --freeze-token-embeddings, or use DDP")
+
+    def create_optimizer(self, model=None):
+        """Trainer's optimizer; with `head_learning_rate`, the score head's parameters are groups of their own."""
+        created = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if created and self.head_learning_rate is not None:
+            named = (self.model if model is None else model).named_parameters()
+            head = {parameter for name, parameter in named if "score_head." in name}
+            if not head:
+                raise ValueError("--head-learning-rate is for the score head, which this model does not have")
+            for group in list(optimizer.param_groups):
+                chosen = [parameter for parameter in group["params"] if parameter in head]
+                group["params"] = [parameter for parameter in group["params"] if parameter not in head]
+                optimizer.add_param_group({**group, "params": chosen, "lr": self.head_learning_rate})
+        return optimizer
 
     def get_eval_dataloader(self, eval_dataset=None):
         with self._keep_all_rows():

@@ -224,9 +224,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         eval_dataset=datasets.get("validation"),
         processing_class=teacher.processor,
     )
-    record = RunRecord("teacher", arguments, datasets)
-    run_training(trainer, record, checkpoint)
-    return finish(trainer, record)
+    run_training(trainer, RunRecord("teacher", arguments, datasets), checkpoint)
+    return finish(trainer)
 
 
 if __name__ == "__main__":
