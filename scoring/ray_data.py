@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from xacle.core.columns import FILE_COLUMNS, PREDICTION_COLUMNS, TEXT_COLUMNS, find_column
-from xacle.core.tables import locate_audio
+from xacle.core.columns import CUT_COLUMNS, FILE_COLUMNS, PREDICTION_COLUMNS, TEXT_COLUMNS, find_column
+from xacle.core.tables import cut_of, locate_audio
 from xacle.scoring.scorer import Clip, Pair, load_scorer
 
 SCORE, ERROR = PREDICTION_COLUMNS[0], "error"
@@ -25,8 +25,8 @@ class AlignmentScores:
     Adds the columns `pred_score` (NaN where there is none) and `error` (why; else empty) to batches of rows.
 
     A batch has a column of captions, and one of sounds: file names or URLs, bytes, or the dicts that `datasets` writes to
-    Parquet. Columns of bytes and dicts are dropped from the result. Equal sounds of a batch are encoded once; let rows of a
-    sound stand together.
+    Parquet; `start` and `end` (seconds) are read where they are. Columns of bytes and dicts are dropped from the result. Equal
+    sounds of a batch are encoded once; let rows of a sound stand together.
 
     Args:
         model, device, dtype: See [`load_scorer`]. Each actor loads the model once.
@@ -53,9 +53,12 @@ class AlignmentScores:
         file, text = find_column(batch, FILE_COLUMNS), find_column(batch, TEXT_COLUMNS)
         if file is None or text is None:
             raise ValueError(f"rows need the columns {FILE_COLUMNS[0]} and {TEXT_COLUMNS[0]}; they have {', '.join(batch)}")
+        cuts = [batch.get(column, [None] * len(batch[text])) for column in CUT_COLUMNS]
         clips: dict[object, Clip] = {}
-        for number, (sound, caption) in enumerate(zip(batch[file], batch[text], strict=True)):
-            clips.setdefault(_key(sound), Clip(self._located(sound), [])).pairs.append(Pair(number, sound, caption))
+        for number, (sound, caption, *cut) in enumerate(zip(batch[file], batch[text], *cuts, strict=True)):
+            cut = [None if seconds is None or seconds != seconds else float(seconds) for seconds in cut]  # NaN: none
+            clip = clips.setdefault((_key(sound), *cut), Clip(cut_of(self._located(sound), *cut), []))
+            clip.pairs.append(Pair(number, sound, caption))
         scores, errors = np.full(len(batch[text]), np.nan, dtype=np.float32), np.full(len(batch[text]), "", dtype=object)
         for result in self.scorer.results(clips.values(), **self.settings):
             if result.error is None:

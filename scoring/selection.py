@@ -21,11 +21,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from xacle.core.columns import FILE_COLUMNS, PREDICTION_COLUMNS, TEXT_COLUMNS, column_of, find_column
-from xacle.core.tables import TABLE_SUFFIXES, check_output, complete_file, stream_rows, write_rows
+from xacle.core.columns import CUT_COLUMNS, FILE_COLUMNS, PREDICTION_COLUMNS, TEXT_COLUMNS, column_of, find_column
+from xacle.core.tables import OUTPUT_SUFFIXES, check_output, complete_file, stream_rows, write_rows
 from xacle.scoring.score_files import copy_sidecar
 
-CUT_COLUMNS = ("start", "end")  # seconds: where they are, a sound is a cut of its file
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "margin")
 # ... and, where rows are cuts, chosen_start, chosen_end, rejected_start and rejected_end.
 BINS = 20
@@ -129,8 +128,8 @@ def select(
         FileNotFoundError, ValueError: for a table or output that cannot be used, naming file and line.
     """
     options = options or SelectionOptions()
-    check_output(output, [table], suffixes_for(table))
-    check_output(pairs, [table, *([output] if output else [])])
+    check_output(output, [table], OUTPUT_SUFFIXES)
+    check_output(pairs, [table, *([output] if output else [])], OUTPUT_SUFFIXES)
     with _database() as database:
         scored = _ScoredTable(database, table, options, with_pairs=pairs is not None)
         report = scored.choose()
@@ -140,11 +139,6 @@ def select(
         if pairs is not None:
             report.pairs, report.without_pair = scored.write_pairs(pairs)
     return report
-
-
-def suffixes_for(table: Path) -> tuple[str, ...]:
-    """What the output of a table may be called."""
-    return (*TABLE_SUFFIXES, ".parquet") if table.suffix.lower() == ".parquet" else TABLE_SUFFIXES
 
 
 @contextmanager
@@ -237,7 +231,7 @@ class _ScoredTable:
     def write_kept(self, output: Path) -> None:
         """Write the rows to keep. From Parquet to Parquet, columns keep their types."""
         kept = (row for (row,) in self.database.execute("SELECT row FROM kept ORDER BY row"))
-        if output.suffix.lower() == ".parquet":
+        if output.suffix.lower() == self.table.suffix.lower() == ".parquet":
             _filter_parquet(self.table, output, kept)
             return
         columns = list(self.columns)
@@ -412,7 +406,7 @@ def _filter_parquet(table: Path, output: Path, numbers: Iterator[int]) -> None:
     from pyarrow.parquet import ParquetWriter
 
     source, start, number = _parquet(table), 0, next(numbers, None)
-    with complete_file(output) as unfinished, ParquetWriter(unfinished.name, source.schema_arrow) as writer:
+    with complete_file(output, binary=True) as file, ParquetWriter(file, source.schema_arrow) as writer:
         for batch in source.iter_batches(BLOCK):
             mask = np.zeros(len(batch), dtype=bool)
             while number is not None and number < start + len(batch):

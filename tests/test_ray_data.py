@@ -46,6 +46,10 @@ def test_a_batch_gets_scores_and_reasons(batch, tiny_folder, expected):
     found = scores({"audio": np.array(stored), "caption": np.array([*rows["text"][:4], "rain"])})
     assert "audio" not in found and np.isnan(found["pred_score"][4]) and found["error"][4]
     np.testing.assert_allclose(found["pred_score"][:4], expected[:4], atol=1e-5)
+    cut = {"wav_file_name": np.array(["0.wav"] * 2), "text": np.array(["rain"] * 2), "start": np.array([0.5, np.nan])}
+    scored = scores(cut)["pred_score"]
+    sounds = [sf.read(folder / "0.wav")[0][8000:], folder / "0.wav"]
+    np.testing.assert_allclose(scored, scores.scorer.score(sounds, ["rain"] * 2), atol=1e-5)
     with pytest.raises(ValueError, match="rows need the columns wav_file_name and text; they have sound"):
         scores({"sound": np.array(["a.wav"])})
 

@@ -188,7 +188,7 @@ def test_rows_without_a_score_stop_it_or_are_counted(tmp_path):
         (["--score-column", "clap_score"], "needs the column clap_score"),
         (["--output", "{scores}"], "would overwrite the input"),
         (["--output", "{folder}/same.csv", "--pairs", "{folder}/same.csv"], "would overwrite the input"),
-        (["--output", "kept.txt"], "must end in .csv or .jsonl"),
+        (["--output", "kept.txt"], "must end in .csv or .jsonl or .parquet"),
     ],
 )
 def test_wrong_calls_are_explained(scores, tmp_path, arguments, message):
