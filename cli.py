@@ -485,7 +485,7 @@ def pseudo_label(
     `xacle pseudo-label --teacher DIR --input captions.csv --audio-dir wav --output pseudo_labels.csv`
     """
     from xacle.core.loading import loading
-    from xacle.core.tables import counted
+    from xacle.core.tables import counted, rejected_file
     from xacle.train.teacher.pseudo_labels import pseudo_label
 
     with loading(teacher, "--teacher"):
@@ -505,7 +505,7 @@ def pseudo_label(
         )
     typer.echo(f"{written.rows} rows, {written.negatives} of them mismatched: {output}", err=True)
     if written.rejected:
-        typer.echo(f"{counted(written.rejected, 'row')} skipped, with reasons in {output}.rejected.csv", err=True)
+        typer.echo(f"{counted(written.rejected, 'row')} skipped, with reasons in {rejected_file(output)}", err=True)
 
 
 # The training scripts read their arguments themselves: they are TrainingArguments and the stage's own.
@@ -769,6 +769,8 @@ app.add_typer(train_app, name="train", rich_help_panel=TRAIN)
 def extra_of(module: str) -> str | None:
     """The optional dependencies of xacle (`train`, `plot` ...) that a module belongs to."""
     for requirement in requires("xacle"):
+        if requirement.startswith("xacle"):  # extras made of others
+            continue
         found = re.match(r"""([\w.-]+)[^;]*;\s*extra == ["'](\w+)""", requirement)
         if found and found[1].replace("-", "_") == module.partition(".")[0]:
             return found[2]

@@ -3,10 +3,12 @@
 A clip is known by its content: copies under other names are decoded and encoded once.
 """
 
+import ctypes
 import hashlib
 import json
 import os
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -23,6 +25,8 @@ from transformers.utils import logging
 from xacle.audio_xacle import SAMPLING_RATE
 
 logger = logging.get_logger(__name__)
+
+PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent ends
 
 SAMPLE_BYTES = 4096
 HASH_BYTES = 16
@@ -86,7 +90,7 @@ class Share:
 
     def __post_init__(self):
         if not 0 <= self.index < self.count:
-            raise ValueError(f"{self.count} processes are numbered from 0 to {self.count - 1}, got {self.index}")
+            raise ValueError(f"{self.count} shards are numbered from 0 to {self.count - 1}, got {self.index} (--shard)")
 
     @classmethod
     def of_environment(cls) -> "Share":
@@ -208,8 +212,11 @@ def _unchanged(decoded):
     return decoded
 
 
-def _leave_interrupts_to_the_parent(_) -> None:
+def _start_worker(_) -> None:
+    """Interrupts are the parent's to handle; where the parent is killed, its workers end as well (Linux)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def decode(sounds: Iterable, load: Callable, workers: int = 0) -> Iterator:
@@ -226,7 +233,7 @@ def decode(sounds: Iterable, load: Callable, workers: int = 0) -> Iterator:
         batch_size=None,
         num_workers=workers,
         collate_fn=_unchanged,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # of its own: decoding must not move the global one, which dropout draws from
     )
     yield from loader

@@ -8,10 +8,13 @@ from xacle.core.provenance import NTT_EVALUATION, TMU
 # Whoever keeps their notices may publish what derives from these under the license of their choice.
 PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "zlib", "unlicense", "cc0-1.0"})
 # What may not be used commercially stays so, whatever is made of it.
-NON_COMMERCIAL = ("cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0")
+NON_COMMERCIAL = (
+    *("cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0"),
+    *("cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
+)
 OTHERS = (
     *("afl-3.0", "agpl-3.0", "artistic-2.0", "bigscience-openrail-m", "bsl-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0"),
-    *("cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "ecl-2.0", "epl-2.0"),
+    *("cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "ecl-2.0", "epl-2.0"),
     *("eupl-1.2", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "mpl-2.0", "odbl", "openrail", "wtfpl"),
 )
 LICENSES = sorted({*PERMISSIVE, *NON_COMMERCIAL, *OTHERS, "other"})  # the Hub's identifiers that suit weights

@@ -319,7 +319,7 @@ class Scorer:
                 if isinstance(pair.text, str) and pair.text.strip() and is_unicode(pair.text):
                     results.append(PairResult(pair, samples=samples))
                 else:
-                    error = ValueError(f"the caption must be a text, got {pair.text!r}")
+                    error = ValueError(f"the caption must be a text of valid Unicode, got {pair.text!r}")
                     failed.append(PairResult(pair, error=error))
             if failed:
                 yield Window(None, 0, None, failed, clip.group)

@@ -305,7 +305,7 @@ def test_an_interrupted_job_goes_on(interrupted, expected, rated, tmp_path, caps
     np.testing.assert_allclose(read_scores(tmp_path / "scores.csv"), expected, atol=1e-5)
     assert f"{kept} rows that were scored before are kept" in capsys.readouterr().err
     assert 0 < kept <= ROWS - sum(rated) < ROWS
-    assert sorted(path.name for path in tmp_path.glob("scores*")) == ["scores.csv"]
+    assert sorted(path.name for path in tmp_path.glob("scores*")) == ["scores.csv", "scores.csv.json"]
 
 
 def test_what_changed_is_reported_and_scored_anew(interrupted, rated, tmp_path, capsys):
@@ -373,7 +373,7 @@ def test_shards_share_a_table(tiny_folder, table, wav_dir, tmp_path, expected, e
     assert report.scored == len(PAIRS)
     np.testing.assert_allclose(read_scores(output), expected, atol=1e-5)
     assert sum(encoded) == WINDOWS
-    assert sorted(path.name for path in tmp_path.glob("scores*")) == ["scores.csv"]
+    assert sorted(path.name for path in tmp_path.glob("scores*")) == ["scores.csv", "scores.csv.json"]
 
 
 def test_shards_of_different_jobs_are_not_merged(tiny_folder, table, wav_dir, tmp_path):
@@ -383,7 +383,7 @@ def test_shards_of_different_jobs_are_not_merged(tiny_folder, table, wav_dir, tm
     assert report.unfinished == [0] and not output.exists()
     report = score_table(tiny_folder, table, wav_dir, output, ScoringOptions(device="cpu", share=Share(0, 2), window="first"))
     assert report.unfinished == [] and output.exists()
-    with pytest.raises(ValueError, match="2 processes are numbered from 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="2 shards are numbered from 0 to 1, got 2"):
         Share(2, 2)
 
 

@@ -55,7 +55,7 @@ def model(tiny_folder, tmp_path_factory):
 def trained(task, model, tmp_path_factory):
     """A short run of stage 3 that starts from `model`."""
     folder = tmp_path_factory.mktemp("publish") / "run"
-    metrics = stage3_ratings.main(task.arguments(folder, model_name_or_path=model))
+    metrics = stage3_ratings.main(task.arguments(folder, model_name_or_path=model, num_train_epochs=8))
     return folder, metrics
 
 
@@ -541,6 +541,7 @@ def test_stage_3_pushes_itself(hub, task, model, tmp_path):
         "push_to_hub": "true",
         "hub_model_id": "tester/stage3",
         "hub_strategy": "every_save",
+        "num_train_epochs": 8,  # enough to be calibrated
     }
     command = [sys.executable, "-m", "xacle.cli", "train", "ratings", *task.arguments(tmp_path / "run", **options)]
     run = subprocess.run(command, capture_output=True, text=True, env=environment(hub, tmp_path / "home"), cwd=tmp_path)

@@ -384,7 +384,8 @@ def check_pairs(dataset, name: str, task: str = "scoring"):
         The dataset, with its sounds as they are stored: they are decoded for each batch, by soundfile.
 
     Raises:
-        ValueError: for a missing column, and for scores that are no numbers from 0 to 10, naming the first.
+        ValueError: for a missing column, fewer than two pairs to rank, captions that are empty, and scores that are no numbers
+            from 0 to 10, naming the first row.
     """
     if isinstance(dataset, dict):
         return {part: check_pairs(pairs, f"{name}[{part!r}]", task) for part, pairs in dataset.items()}
@@ -402,7 +403,15 @@ def check_pairs(dataset, name: str, task: str = "scoring"):
 
         if isinstance((dataset.features or {}).get(AUDIO), Audio):
             dataset = dataset.cast_column(AUDIO, Audio(decode=False))
-    if task == "scoring" and hasattr(dataset, "__len__"):
+    if not hasattr(dataset, "__len__"):
+        return dataset
+    if task == "scoring" and len(dataset) < 2:
+        raise ValueError(f"{name} has {len(dataset)} pair; ranks need at least two")
+    texts = [pair[TEXT] for pair in dataset] if isinstance(dataset, (list, tuple)) else dataset[TEXT]
+    for row, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name}, row {row}: no caption, got {text!r}")
+    if task == "scoring":
         scores = [pair[SCORE] for pair in dataset] if isinstance(dataset, (list, tuple)) else dataset[SCORE]
         for row, score in enumerate(scores):
             if not isinstance(score, (int, float, np.number)) or not 0 <= score <= 10:

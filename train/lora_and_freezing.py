@@ -72,7 +72,7 @@ class TokenRowsEmbedding(nn.Embedding):
     """
     Stands for a model's token embeddings and trains the given rows of them alone.
 
-    A dense gradient of 136M rows, its norm and AdamW's two averages cost more than the rest of an optimizer step; rows whose
+    A dense gradient of 136M numbers, its norm and AdamW's two averages cost more than the rest of an optimizer step; rows whose
     tokens do not occur would shrink by weight decay besides. Checkpoints look as ever: the rows are written into the weight.
 
     Args:
