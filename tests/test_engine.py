@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -343,7 +344,12 @@ def test_a_killed_command_goes_on(tiny_folder, wav_dir, tmp_path):
         assert process.poll() is None and part.exists()
         second = subprocess.run(command, capture_output=True, text=True)
         assert second.returncode == 1 and "another process is writing to" in second.stderr
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.kill()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(workers) >= 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
     done = journaled(part)
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -90,6 +90,7 @@ def test_what_a_model_derives_from_decides_its_license(sources, wish, license, n
         ([BEATS], "MIT", "the Hub knows no license 'MIT'; did you mean 'mit'"),
         ([BEATS], "mine", "it knows .*apache-2.0"),
         ([RELEASED], "apache-2.0", "(?s)'apache-2.0' is not possible, only cc-by-nc-2.0.*CC-BY-NC-4.0"),
+        ([weight_source("language model", "a/b", "cc-by-nc-sa-3.0")], "mit", "'mit' is not possible, only cc-by-nc-2.0"),
         ([M2D], "cc-by-nc-4.0", "(?s)only other:.*NTT"),
         ([UNKNOWN], None, "not recorded under which license 'model.pt'"),
     ],
