@@ -44,7 +44,7 @@ ELSEWHERE = {  # pattern of a command or block: why it is not run here
     r"^make ": "runs this script, or builds the environment it runs in",
     r"^source |^pip install": "the environment is there",
     r"^xacle convert": "needs released checkpoints; tests/test_conversion.py and tests/test_m2d_clap.py convert stand-ins",
-    r"shards/\*|captions\.parquet|--dataset me/": "takes a corpus in tar shards, in Parquet or on the Hub; tests/test_sources.py",
+    r"shards/\*|captions\.parquet|--dataset me/": "takes tar shards, Parquet or the Hub; tests/test_sources.py",
     r"^xacle demo": "tests/test_demo.py, and `make demo`",
     r"^xacle caption": "needs a sentence model of the Hub; tests/test_captions.py",
     r"^xacle app": "a server; tests/test_space.py",
