@@ -7,6 +7,7 @@ read row by row, as it streams: sounds come with their rows and are never unpack
 import glob
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -60,7 +61,7 @@ class SourceRow(NamedTuple):
 
 
 @dataclass
-class Part:
+class Part(ABC):
     """
     A file of a source, or what stands for one.
 
@@ -74,12 +75,12 @@ class Part:
     folder: Path
     columns: set[str] | None = None
 
+    @abstractmethod
     def rows(self, names: ColumnNames, stored: bool = False) -> Iterator[SourceRow]:
         """
         Args:
             stored: Whether sounds come as objects that are read when they are needed, for whoever keeps them all.
         """
-        raise NotImplementedError
 
 
 class TextPart(Part):
